@@ -1,0 +1,2 @@
+//! Shared by the XDP program and the proxy.
+#![no_std]

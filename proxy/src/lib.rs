@@ -1,0 +1,17 @@
+//! mksgate: a console proxy. The modules stand in the order in which a connection walks through them.
+
+pub mod admin;
+pub mod admission;
+pub mod audit;
+pub mod backend;
+pub mod cli;
+pub mod config;
+pub mod flow;
+pub mod front;
+pub mod metrics;
+pub mod protocol;
+pub mod session;
+mod sys;
+pub mod ticket;
+pub mod tls;
+pub mod xdp;

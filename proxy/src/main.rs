@@ -1,0 +1,2 @@
+//! The `mksgate` binary.
+fn main() {}
