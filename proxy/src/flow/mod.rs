@@ -97,39 +97,3 @@ pub struct FlowEnd {
     /// Smoothed round-trip times of the legs at the end (TCP_INFO), client then backend, in microseconds.
     pub rtt_us: [Option<u32>; 2],
 }
-// STANDIN
-/// d
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Driver {
-    /// d
-    #[default]
-    Auto,
-}
-/// d
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// d
-    #[default]
-    Adaptive,
-}
-/// d
-#[derive(Clone, Debug, Default)]
-#[expect(missing_docs)]
-pub struct FlowConfig {
-    pub driver: Driver,
-    pub mode: Mode,
-    pub threads: usize,
-    pub pipe_bytes: usize,
-    pub max_pipes: usize,
-}
-/// d
-pub struct Engines;
-#[expect(missing_docs)]
-impl Engines {
-    pub fn submit(&self, flow: Flow) -> Result<(), Flow> {
-        Err(flow)
-    }
-    pub fn close(&self, _id: u64, _reason: CloseReason) {}
-}
