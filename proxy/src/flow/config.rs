@@ -4,10 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Deserialize;
 use thiserror::Error;
 
 /// Who waits for the sockets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Driver {
     /// io_uring, or epoll where the kernel or a sandbox refuses io_uring.
     #[default]
@@ -19,7 +21,8 @@ pub enum Driver {
 }
 
 /// How bytes are moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Each direction changes between small messages through a buffer and bulk through a pipe.
     #[default]
