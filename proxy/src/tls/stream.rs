@@ -156,8 +156,10 @@ impl<R: Role> TlsStream<R> {
         (self.wire, self.connection, self.incoming, self.plain)
     }
 
-    /// Ends in order: close_notify, then the FIN that the wire's drop sends.
-    pub async fn close(mut self) -> Result<(), TlsError> {
+    /// Says one last thing and close_notify, then waits for the peer to close, so that the last thing is not lost to a
+    /// reset over bytes that nobody read. The caller bounds the wait.
+    pub async fn farewell(&mut self, plain: &[u8]) -> Result<(), TlsError> {
+        self.encrypt(plain)?;
         if let ConnectionState::WriteTraffic(mut state) = self.connection.process(&mut []).state? {
             grow(&mut self.outgoing, |space| match state.queue_close_notify(space) {
                 Ok(n) => Ok(Ok(n)),
@@ -166,6 +168,7 @@ impl<R: Role> TlsStream<R> {
             })?;
         }
         self.flush().await?;
+        self.wire.finish().await?;
         Ok(())
     }
 
