@@ -14,4 +14,5 @@ pub mod session;
 mod sys;
 pub mod ticket;
 pub mod tls;
+pub mod wire;
 pub mod xdp;

@@ -1,1 +1,13 @@
-//! sys
+//! The few system calls that no safe crate offers as needed.
+#![expect(unsafe_code, reason = "raw file descriptors")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+/// A second descriptor of the same open file, close-on-exec.
+pub fn duplicate(file: &impl AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the descriptor is open for as long as `file` is borrowed; nothing else is done with it. tokio-uring's
+    // streams offer AsRawFd only, so there is no BorrowedFd to be had without this.
+    let fd = unsafe { BorrowedFd::borrow_raw(file.as_raw_fd()) };
+    fd.try_clone_to_owned()
+}
