@@ -1,1 +1,4 @@
 //! Simulator and load generator.
+
+pub mod load;
+pub mod suites;
