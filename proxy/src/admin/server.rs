@@ -38,7 +38,7 @@ pub struct AdminConfig {
     pub socket: PathBuf,
     /// Users that may use it, besides root and the service's own.
     pub uids: Vec<u32>,
-    /// Groups whose members may use it; the socket belongs to the first one.
+    /// Groups whose members may use it.
     pub gids: Vec<u32>,
     /// A loopback port for /metrics, /live and /ready.
     pub metrics: Option<SocketAddr>,
@@ -241,16 +241,16 @@ async fn remove_stale(path: &Path) -> Result<(), AdminError> {
     }
 }
 
-/// 0600, or 0660 for the first configured group. Whoever connected in between is judged by his credentials all the same.
+/// The tightest mode that lets all of them connect; their credentials are judged besides.
 fn restrict(config: &AdminConfig) -> io::Result<()> {
-    let mode = match config.gids.first() {
-        Some(&gid) => {
-            chown(&config.socket, None, Some(gid))?;
+    let mode = match (config.uids.as_slice(), config.gids.as_slice()) {
+        ([], []) => 0o600,
+        ([], [gid]) => {
+            chown(&config.socket, None, Some(*gid))?;
             0o660
         }
-        None if config.uids.is_empty() => 0o600,
-        // The kernel asks for write permission before anybody's credentials can be looked at.
-        None => 0o666,
+        // connect(2) asks for write permission, and a file has one group only.
+        _ => 0o666,
     };
     fs::set_permissions(&config.socket, fs::Permissions::from_mode(mode))
 }

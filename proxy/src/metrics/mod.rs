@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use hist::Histograms;
 use tenants::Tenants;
 
-pub use hist::{Percentiles, Timings, write_log};
+pub use hist::{LogError, Percentiles, Timings, read_log, write_log};
 pub use samples::Samples;
 pub use source::{EngineSample, ModeBytes, TicketSample};
 pub use stage::{Door, Stage};
