@@ -79,6 +79,14 @@ pub enum AdminError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The socket could not be given to the group.
+    #[error("admin.gids {gid}: {source}; make the service's user a member of this group")]
+    Group {
+        /// The group.
+        gid: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The loopback port could not be had.
     #[error("admin.metrics {addr}: {source}; choose a free port")]
     Port {
@@ -129,7 +137,7 @@ impl Server {
         let wrap = |source| AdminError::Socket { path: config.socket.clone(), source };
         let socket = UnixListener::bind(&config.socket).map_err(wrap)?;
         let file = SocketFile::new(&config.socket).map_err(wrap)?;
-        restrict(&config).map_err(wrap)?;
+        restrict(&config)?;
         Ok(Self {
             socket,
             metrics,
@@ -242,17 +250,19 @@ async fn remove_stale(path: &Path) -> Result<(), AdminError> {
 }
 
 /// The tightest mode that lets all of them connect; their credentials are judged besides.
-fn restrict(config: &AdminConfig) -> io::Result<()> {
+fn restrict(config: &AdminConfig) -> Result<(), AdminError> {
     let mode = match (config.uids.as_slice(), config.gids.as_slice()) {
         ([], []) => 0o600,
         ([], [gid]) => {
-            chown(&config.socket, None, Some(*gid))?;
+            chown(&config.socket, None, Some(*gid))
+                .map_err(|source| AdminError::Group { gid: *gid, source })?;
             0o660
         }
         // connect(2) asks for write permission, and a file has one group only.
         _ => 0o666,
     };
     fs::set_permissions(&config.socket, fs::Permissions::from_mode(mode))
+        .map_err(|source| AdminError::Socket { path: config.socket.clone(), source })
 }
 
 /// The socket's name in the file system, as long as it is ours.
