@@ -7,6 +7,7 @@ pub mod backend;
 pub mod cli;
 pub mod control;
 pub mod config;
+pub mod doctor;
 pub mod flow;
 pub mod front;
 pub mod metrics;
