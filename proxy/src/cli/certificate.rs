@@ -27,7 +27,10 @@ pub fn run(command: CertificateCommand) -> Result<(), Box<dyn Error>> {
     let mut names = command.name;
     if names.is_empty() {
         let host = nix::unistd::gethostname()?;
-        names.push(host.into_string().map_err(|name| format!("the host's name {} is no text; give --name", name.display()))?);
+        names.push(
+            host.into_string()
+                .map_err(|name| format!("the host's name {} is no text; give --name", name.display()))?,
+        );
     }
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(names.clone())?;
@@ -47,7 +50,9 @@ pub fn run(command: CertificateCommand) -> Result<(), Box<dyn Error>> {
 }
 
 fn create(path: &Path, mode: u32, text: &str) -> Result<(), Box<dyn Error>> {
-    let said = |error: std::io::Error| format!("{}: {error}; move what is there away, or name another directory", path.display());
+    let said = |error: std::io::Error| {
+        format!("{}: {error}; move what is there away, or name another directory", path.display())
+    };
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(said)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(said)?;
     Ok(())
@@ -61,7 +66,12 @@ mod tests {
     #[test]
     fn the_pair_is_what_the_doors_load_and_is_never_overwritten() {
         let dir = tempfile::tempdir().unwrap();
-        let make = || run(CertificateCommand { dir: dir.path().into(), name: vec!["gate.example".into(), "192.0.2.1".into()] });
+        let make = || {
+            run(CertificateCommand {
+                dir: dir.path().into(),
+                name: vec!["gate.example".into(), "192.0.2.1".into()],
+            })
+        };
         make().unwrap();
         let (chain, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
         certificate::load(&chain, &key, &Policy::default().provider()).unwrap();

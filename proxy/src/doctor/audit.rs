@@ -36,7 +36,12 @@ fn probe(file: &Path) -> Option<Disk> {
     // access(2) judges by the real user; faccessat's AT_EACCESS is meant, since root may look through the service's eyes.
     let writable = match nix::unistd::geteuid() == nix::unistd::getuid() {
         true => access(at, AccessFlags::W_OK),
-        false => nix::unistd::faccessat(nix::fcntl::AT_FDCWD, at, AccessFlags::W_OK, nix::fcntl::AtFlags::AT_EACCESS),
+        false => nix::unistd::faccessat(
+            nix::fcntl::AT_FDCWD,
+            at,
+            AccessFlags::W_OK,
+            nix::fcntl::AtFlags::AT_EACCESS,
+        ),
     };
     Some(Disk {
         writable: writable.is_ok(),
@@ -48,10 +53,26 @@ fn probe(file: &Path) -> Option<Disk> {
 fn judge(file: &Path, disk: Option<Disk>) -> Finding {
     let path = file.display();
     match disk {
-        None => Finding::fail(CHECK, format!("{path}: its directory is not there"), "systemctl start mksgate makes /var/log/mksgate; another place wants `install -d -o mksgate`, and ReadWritePaths= in a drop-in"),
-        Some(disk) if disk.read_only => Finding::fail(CHECK, format!("{path}: the file system is read-only"), "look at dmesg; consoles go on, their records are lost and counted"),
-        Some(disk) if !disk.writable => Finding::fail(CHECK, format!("{path}: the service may not write there"), "chown mksgate the file and its directory"),
-        Some(disk) if disk.free < LITTLE => Finding::warn(CHECK, format!("{path}: {} MiB left", disk.free >> 20), "make room; on a full disk consoles go on, their records are lost and counted"),
+        None => Finding::fail(
+            CHECK,
+            format!("{path}: its directory is not there"),
+            "systemctl start mksgate makes /var/log/mksgate; another place wants `install -d -o mksgate`, and ReadWritePaths= in a drop-in",
+        ),
+        Some(disk) if disk.read_only => Finding::fail(
+            CHECK,
+            format!("{path}: the file system is read-only"),
+            "look at dmesg; consoles go on, their records are lost and counted",
+        ),
+        Some(disk) if !disk.writable => Finding::fail(
+            CHECK,
+            format!("{path}: the service may not write there"),
+            "chown mksgate the file and its directory",
+        ),
+        Some(disk) if disk.free < LITTLE => Finding::warn(
+            CHECK,
+            format!("{path}: {} MiB left", disk.free >> 20),
+            "make room; on a full disk consoles go on, their records are lost and counted",
+        ),
         Some(disk) => Finding::ok(CHECK, format!("{path}: {} GiB free", disk.free >> 30)),
     }
 }
@@ -63,7 +84,9 @@ mod tests {
 
     #[test]
     fn the_disk_is_judged() {
-        let disk = |writable, read_only, free| judge(Path::new("/var/log/a"), Some(Disk { writable, read_only, free })).verdict;
+        let disk = |writable, read_only, free| {
+            judge(Path::new("/var/log/a"), Some(Disk { writable, read_only, free })).verdict
+        };
         assert_eq!(disk(true, true, 1 << 40), Verdict::Fail);
         assert_eq!(disk(false, false, 1 << 40), Verdict::Fail);
         assert_eq!(disk(true, false, 1 << 20), Verdict::Warn);

@@ -22,16 +22,17 @@ struct Validity {
 
 pub(super) fn examine(config: &Config, now: SystemTime) -> Vec<Finding> {
     let path = config.tls.certificate.display();
-    let certified = match certificate::load(&config.tls.certificate, &config.tls.key, &config.tls.policy.provider()) {
-        Ok(certified) => certified,
-        Err(error) => {
-            return vec![Finding::fail(
-                CHECK,
-                error.to_string(),
-                "put a chain and its key where [tls] says; the key: owner root, group mksgate, mode 0640",
-            )];
-        }
-    };
+    let certified =
+        match certificate::load(&config.tls.certificate, &config.tls.key, &config.tls.policy.provider()) {
+            Ok(certified) => certified,
+            Err(error) => {
+                return vec![Finding::fail(
+                    CHECK,
+                    error.to_string(),
+                    "put a chain and its key where [tls] says; the key: owner root, group mksgate, mode 0640",
+                )];
+            }
+        };
     let Some(validity) = certified.cert.first().and_then(|leaf| read(leaf)) else {
         return vec![Finding::fail(CHECK, format!("{path}: not an X.509 certificate"), "put the leaf first")];
     };
@@ -67,7 +68,9 @@ fn judge(path: &str, validity: &Validity, now: SystemTime) -> Vec<Finding> {
     if validity.self_signed {
         findings.push(Finding::warn(
             CHECK,
-            format!("{path}: self-signed; browsers will warn, clients of the raw doors pin it and do not care"),
+            format!(
+                "{path}: self-signed; browsers will warn, clients of the raw doors pin it and do not care"
+            ),
             "for browsers, put a certificate of an authority there",
         ));
     }
@@ -103,7 +106,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pair = || {
             let key = rcgen::KeyPair::generate().unwrap();
-            let cert = rcgen::CertificateParams::new(vec!["gate.example".into()]).unwrap().self_signed(&key).unwrap();
+            let cert = rcgen::CertificateParams::new(vec!["gate.example".into()])
+                .unwrap()
+                .self_signed(&key)
+                .unwrap();
             (cert.pem(), key.serialize_pem())
         };
         let write = |cert: &str, key: &str| {

@@ -19,12 +19,18 @@ fn judge(now: SystemTime, state: Option<ClockState>) -> Finding {
     let remedy = "run a time service (systemd-timesyncd, chrony); tickets hold for seconds";
     let age = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     if age < EARLIEST {
-        return Finding::fail(CHECK, format!("stands {} days before this program was written", (EARLIEST - age).as_secs() / 86_400), remedy);
+        return Finding::fail(
+            CHECK,
+            format!("stands {} days before this program was written", (EARLIEST - age).as_secs() / 86_400),
+            remedy,
+        );
     }
     match state {
-        Some(state) if state.synchronised && state.error > TOLERABLE => {
-            Finding::warn(CHECK, format!("synchronised, but may be wrong by {:.1} s", state.error.as_secs_f64()), remedy)
-        }
+        Some(state) if state.synchronised && state.error > TOLERABLE => Finding::warn(
+            CHECK,
+            format!("synchronised, but may be wrong by {:.1} s", state.error.as_secs_f64()),
+            remedy,
+        ),
         Some(state) if state.synchronised => {
             Finding::ok(CHECK, format!("synchronised, wrong by {} ms at most", state.error.as_millis()))
         }

@@ -35,7 +35,10 @@ pub(super) fn examine(config: &Config, running: bool) -> Vec<Finding> {
     let scene = probe(running);
     let tls = config.listen.tls.iter().map(|address| ("tls", *address));
     let authd = config.listen.authd.iter().map(|address| ("authd", *address));
-    tls.chain(authd).filter(|(_, address)| address.port() != 0).map(|(door, address)| judge(door, address, &scene)).collect()
+    tls.chain(authd)
+        .filter(|(_, address)| address.port() != 0)
+        .map(|(door, address)| judge(door, address, &scene))
+        .collect()
 }
 
 fn probe(running: bool) -> Scene {
@@ -109,9 +112,15 @@ fn covers(held: SocketAddr, wanted: SocketAddr) -> bool {
 }
 
 fn judge(door: &str, wanted: SocketAddr, scene: &Scene) -> Finding {
-    let Some((socket, holders)) = scene.listening.iter().find(|(socket, _)| covers(socket.address, wanted)) else {
-        let (found, remedy) = (format!("{wanted} ({door}): nobody listens"), "systemctl start mksgate.socket mksgate.service");
-        return if scene.running { Finding::fail(CHECK, found, remedy) } else { Finding::warn(CHECK, found, remedy) };
+    let Some((socket, holders)) = scene.listening.iter().find(|(socket, _)| covers(socket.address, wanted))
+    else {
+        let (found, remedy) =
+            (format!("{wanted} ({door}): nobody listens"), "systemctl start mksgate.socket mksgate.service");
+        return if scene.running {
+            Finding::fail(CHECK, found, remedy)
+        } else {
+            Finding::warn(CHECK, found, remedy)
+        };
     };
     let ours = holders.iter().any(|(_, name)| name == "mksgate");
     let by_systemd = scene.socket_unit.iter().any(|unit| covers(*unit, wanted));
@@ -121,9 +130,17 @@ fn judge(door: &str, wanted: SocketAddr, scene: &Scene) -> Finding {
     } else if by_systemd && scene.running {
         Finding::ok(CHECK, format!("{wanted} ({door}): systemd holds it for mksgate"))
     } else if by_systemd {
-        Finding::warn(CHECK, format!("{wanted} ({door}): systemd holds it, mksgate does not run"), "systemctl start mksgate; it starts with the first client, too")
+        Finding::warn(
+            CHECK,
+            format!("{wanted} ({door}): systemd holds it, mksgate does not run"),
+            "systemctl start mksgate; it starts with the first client, too",
+        )
     } else if holders.is_empty() {
-        Finding::warn(CHECK, format!("{wanted} ({door}): held by a process of uid {} that only root can see", socket.uid), "run `mksgate doctor` as root")
+        Finding::warn(
+            CHECK,
+            format!("{wanted} ({door}): held by a process of uid {} that only root can see", socket.uid),
+            "run `mksgate doctor` as root",
+        )
     } else {
         Finding::fail(
             CHECK,
@@ -141,7 +158,8 @@ mod tests {
     use crate::doctor::Verdict;
 
     fn scene(held: Option<(&str, Holders, u32)>, socket_unit: &[&str], running: bool) -> Scene {
-        let listening = held.map(|(address, by, uid)| (Listening { address: address.parse().unwrap(), uid, inode: 1 }, by));
+        let listening = held
+            .map(|(address, by, uid)| (Listening { address: address.parse().unwrap(), uid, inode: 1 }, by));
         Scene {
             listening: listening.into_iter().collect(),
             uid: Some(990),

@@ -25,7 +25,9 @@ fn trial() -> Result<(), String> {
 fn version(release: &str) -> Finding {
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     match (numbers.next(), numbers.next()) {
-        (Some(major), Some(minor)) if (major, minor) >= WANTED => Finding::ok(CHECK, format!("Linux {release}")),
+        (Some(major), Some(minor)) if (major, minor) >= WANTED => {
+            Finding::ok(CHECK, format!("Linux {release}"))
+        }
         _ => Finding::warn(
             CHECK,
             format!("Linux {release}: older than {}.{}", WANTED.0, WANTED.1),
@@ -42,7 +44,9 @@ fn uring(driver: Driver, trial: Result<(), String>) -> Finding {
         (Driver::IoUring, Err(why)) => {
             Finding::fail(CHECK, why, "do what it says, or set flow.driver to \"auto\"")
         }
-        (Driver::Auto, Err(why)) => Finding::warn(CHECK, why, "do what it says; until then flows run on epoll"),
+        (Driver::Auto, Err(why)) => {
+            Finding::warn(CHECK, why, "do what it says; until then flows run on epoll")
+        }
     }
 }
 
@@ -67,7 +71,8 @@ mod tests {
 
     #[test]
     fn a_refused_ring_is_as_bad_as_the_configuration_makes_it() {
-        let refused = || Err("io_uring is not available: the sysctl kernel.io_uring_disabled is 2".to_owned());
+        let refused =
+            || Err("io_uring is not available: the sysctl kernel.io_uring_disabled is 2".to_owned());
         assert_eq!(uring(Driver::Auto, refused()).verdict, Verdict::Warn);
         assert_eq!(uring(Driver::IoUring, refused()).verdict, Verdict::Fail);
         assert_eq!(uring(Driver::Epoll, refused()).verdict, Verdict::Ok);

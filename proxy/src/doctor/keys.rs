@@ -8,13 +8,17 @@ use crate::ticket::KeyRing;
 pub(super) fn examine(dir: &Path) -> Finding {
     const CHECK: &str = "ticket keys";
     match KeyRing::load(dir) {
-        Ok(keys) => {
-            Finding::ok(CHECK, format!("{}: {} open tickets, {} seals", dir.display(), keys.len(), keys.newest()))
-        }
+        Ok(keys) => Finding::ok(
+            CHECK,
+            format!("{}: {} open tickets, {} seals", dir.display(), keys.len(), keys.newest()),
+        ),
         Err(error) => Finding::fail(
             CHECK,
             error.to_string(),
-            format!("keys belong to the service's user, mode 0600; to make one: runuser -u mksgate -- mksgate ticket keygen {}", dir.display()),
+            format!(
+                "keys belong to the service's user, mode 0600; to make one: runuser -u mksgate -- mksgate ticket keygen {}",
+                dir.display()
+            ),
         ),
     }
 }

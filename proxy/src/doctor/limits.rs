@@ -53,8 +53,15 @@ fn probe() -> Granted {
             let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
             Some((open_files(&limits)?, format!("the service (pid {pid})")))
         })
-        .unwrap_or_else(|| (getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft), "this shell".into()));
-    Granted { files, of, pipe_bytes: sysctl("fs/pipe-max-size"), pipe_pages: sysctl("fs/pipe-user-pages-soft") }
+        .unwrap_or_else(|| {
+            (getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft), "this shell".into())
+        });
+    Granted {
+        files,
+        of,
+        pipe_bytes: sysctl("fs/pipe-max-size"),
+        pipe_pages: sysctl("fs/pipe-user-pages-soft"),
+    }
 }
 
 fn sysctl<T: FromStr + Default>(name: &str) -> T {
@@ -83,7 +90,10 @@ fn files(promised: &Promised, granted: &Granted) -> Finding {
     } else if fits < promised.tenants {
         Finding::warn(CHECK, format!("{said}; the tenants may have {}", promised.tenants), remedy)
     } else if fits < promised.connections {
-        Finding::ok(CHECK, format!("{said}; that, not limits.max_connections = {}, is the most", promised.connections))
+        Finding::ok(
+            CHECK,
+            format!("{said}; that, not limits.max_connections = {}, is the most", promised.connections),
+        )
     } else {
         Finding::ok(CHECK, said)
     }
@@ -118,7 +128,8 @@ mod tests {
     use super::*;
     use crate::doctor::Verdict;
 
-    const PROMISED: Promised = Promised { connections: 10_000, tenants: 500, pipes: 100, pipe_bytes: 262_144 };
+    const PROMISED: Promised =
+        Promised { connections: 10_000, tenants: 500, pipes: 100, pipe_bytes: 262_144 };
 
     fn granted(files: u64, pipe_bytes: u64, pipe_pages: u64) -> Granted {
         Granted { files, of: "the service".into(), pipe_bytes, pipe_pages }

@@ -46,17 +46,29 @@ fn judge(settings: &Settings, backlog: u64, sessions: u64) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut less = |found: String, remedy: String| findings.push(Finding::warn(CHECK, found, remedy));
     if let Some(most) = settings.somaxconn.filter(|most| *most < backlog) {
-        less(format!("net.core.somaxconn = {most} caps listen.backlog = {backlog}"), format!("sysctl net.core.somaxconn={backlog}"));
+        less(
+            format!("net.core.somaxconn = {most} caps listen.backlog = {backlog}"),
+            format!("sysctl net.core.somaxconn={backlog}"),
+        );
     }
     if let Some(n) = settings.syn_backlog.filter(|n| *n < 1024) {
-        less(format!("net.ipv4.tcp_max_syn_backlog = {n}: floods reach it early"), "sysctl net.ipv4.tcp_max_syn_backlog=8192".into());
+        less(
+            format!("net.ipv4.tcp_max_syn_backlog = {n}: floods reach it early"),
+            "sysctl net.ipv4.tcp_max_syn_backlog=8192".into(),
+        );
     }
     if settings.syncookies == Some(0) {
-        less("net.ipv4.tcp_syncookies = 0: a flood of SYNs shuts the doors".into(), "sysctl net.ipv4.tcp_syncookies=1".into());
-    }
-    if let Some((first, last)) = settings.ports.filter(|(first, last)| last.saturating_sub(*first) < sessions) {
         less(
-            format!("net.ipv4.ip_local_port_range = {first} {last}: fewer ports than the tenants' {sessions} sessions, should one hypervisor hold them all"),
+            "net.ipv4.tcp_syncookies = 0: a flood of SYNs shuts the doors".into(),
+            "sysctl net.ipv4.tcp_syncookies=1".into(),
+        );
+    }
+    if let Some((first, last)) = settings.ports.filter(|(first, last)| last.saturating_sub(*first) < sessions)
+    {
+        less(
+            format!(
+                "net.ipv4.ip_local_port_range = {first} {last}: fewer ports than the tenants' {sessions} sessions, should one hypervisor hold them all"
+            ),
             "sysctl net.ipv4.ip_local_port_range='10240 65535'".into(),
         );
     }
@@ -64,8 +76,13 @@ fn judge(settings: &Settings, backlog: u64, sessions: u64) -> Vec<Finding> {
         // Two connections per console, and handshakes that were turned away linger for minutes.
         if most < 4 * sessions || used * 10 > most * 8 {
             less(
-                format!("connection tracking holds {used} of {most}; beyond it the kernel drops packets of anybody"),
-                format!("sysctl net.netfilter.nf_conntrack_max={}, or exempt the doors' ports (nft: notrack)", (4 * sessions).max(2 * most)),
+                format!(
+                    "connection tracking holds {used} of {most}; beyond it the kernel drops packets of anybody"
+                ),
+                format!(
+                    "sysctl net.netfilter.nf_conntrack_max={}, or exempt the doors' ports (nft: notrack)",
+                    (4 * sessions).max(2 * most)
+                ),
             );
         }
     }
@@ -102,7 +119,10 @@ mod tests {
             assert!(findings.len() == 1 && findings[0].verdict == Verdict::Warn, "{findings:?}");
             assert!(findings[0].found.contains(name) && findings[0].remedy.is_some(), "{findings:?}");
         }
-        assert_eq!(worst(&judge(&Settings { conntrack: Some((900, 1_000_000)), ..GOOD }, 4096, 1000)), Verdict::Ok);
+        assert_eq!(
+            worst(&judge(&Settings { conntrack: Some((900, 1_000_000)), ..GOOD }, 4096, 1000)),
+            Verdict::Ok
+        );
     }
 
     #[test]

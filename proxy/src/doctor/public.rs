@@ -28,8 +28,14 @@ enum Seen {
 
 pub(super) fn examine(public: &str, config: &Config) -> Finding {
     let ours = certificate::load(&config.tls.certificate, &config.tls.key, &config.tls.policy.provider());
-    let Some(leaf) = ours.ok().and_then(|certified| certified.cert.first().map(|leaf| Thumbprint::sha256(leaf))) else {
-        return Finding::warn(CHECK, format!("{public}: not tried"), "repair the certificate first; it is what this host is known by");
+    let Some(leaf) =
+        ours.ok().and_then(|certified| certified.cert.first().map(|leaf| Thumbprint::sha256(leaf)))
+    else {
+        return Finding::warn(
+            CHECK,
+            format!("{public}: not tried"),
+            "repair the certificate first; it is what this host is known by",
+        );
     };
     judge(public, &probe(public, leaf, config))
 }
@@ -63,7 +69,9 @@ fn handshake(public: &str, leaf: Thumbprint, config: &Config) -> io::Result<Seen
 
 fn judge(public: &str, seen: &Seen) -> Finding {
     match seen {
-        Seen::Ours => Finding::ok(CHECK, format!("{public}: TLS ends here, or at a cell with the same certificate")),
+        Seen::Ours => {
+            Finding::ok(CHECK, format!("{public}: TLS ends here, or at a cell with the same certificate"))
+        }
         Seen::Foreign => Finding::fail(
             CHECK,
             format!("{public}: shows another certificate"),
@@ -88,7 +96,8 @@ mod tests {
 
     fn pair(dir: &std::path::Path) -> Config {
         let key = rcgen::KeyPair::generate().unwrap();
-        let cert = rcgen::CertificateParams::new(vec!["gate.example".into()]).unwrap().self_signed(&key).unwrap();
+        let cert =
+            rcgen::CertificateParams::new(vec!["gate.example".into()]).unwrap().self_signed(&key).unwrap();
         std::fs::write(dir.join("cert.pem"), cert.pem()).unwrap();
         std::fs::write(dir.join("key.pem"), key.serialize_pem()).unwrap();
         std::fs::set_permissions(dir.join("key.pem"), std::fs::Permissions::from_mode(0o600)).unwrap();
@@ -116,7 +125,10 @@ mod tests {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (ours, other) = (pair(a.path()), pair(b.path()));
         let foreign = examine(&serve(&other), &ours);
-        assert!(foreign.verdict == Verdict::Fail && foreign.found.contains("another certificate"), "{foreign:?}");
+        assert!(
+            foreign.verdict == Verdict::Fail && foreign.found.contains("another certificate"),
+            "{foreign:?}"
+        );
         assert_eq!(examine(&serve(&ours), &ours).verdict, Verdict::Ok);
         std::fs::remove_file(a.path().join("cert.pem")).unwrap();
         assert_eq!(examine("127.0.0.1:1", &ours).verdict, Verdict::Warn, "nothing to know ourselves by");

@@ -23,22 +23,38 @@ pub(super) fn examine(config: Option<&Config>, hosts: &[String]) -> Vec<Finding>
     for host in hosts {
         match resolve(host) {
             Ok(addresses) => targets.extend(addresses),
-            Err(error) => findings.push(Finding::fail(CHECK, format!("{host}: no address ({error})"), "look at the name and at this host's resolver (getent hosts NAME)")),
+            Err(error) => findings.push(Finding::fail(
+                CHECK,
+                format!("{host}: no address ({error})"),
+                "look at the name and at this host's resolver (getent hosts NAME)",
+            )),
         }
     }
-    let ranges = || config.into_iter().flat_map(|config| config.tenants.values()).flat_map(|tenant| &tenant.targets);
+    let ranges =
+        || config.into_iter().flat_map(|config| config.tenants.values()).flat_map(|tenant| &tenant.targets);
     targets.extend(ranges().flat_map(single));
     if targets.is_empty() && findings.is_empty() && config.is_some() {
         let found = "the configuration names ranges only, and those are not scanned";
         findings.push(Finding::ok(CHECK, format!("{found}; try one: mksgate doctor --host ESXI")));
     }
-    let tries: Vec<_> = targets.into_iter().take(MOST).map(|target| std::thread::spawn(move || (target, attempt(target)))).collect();
-    findings.extend(tries.into_iter().filter_map(|thread| thread.join().ok()).map(|(target, outcome)| judge(target, &outcome)));
+    let tries: Vec<_> = targets
+        .into_iter()
+        .take(MOST)
+        .map(|target| std::thread::spawn(move || (target, attempt(target))))
+        .collect();
+    findings.extend(
+        tries
+            .into_iter()
+            .filter_map(|thread| thread.join().ok())
+            .map(|(target, outcome)| judge(target, &outcome)),
+    );
     findings
 }
 
 fn resolve(host: &str) -> io::Result<Vec<SocketAddr>> {
-    let first = |mut addresses: std::vec::IntoIter<SocketAddr>| addresses.next().ok_or(io::Error::from(io::ErrorKind::NotFound));
+    let first = |mut addresses: std::vec::IntoIter<SocketAddr>| {
+        addresses.next().ok_or(io::Error::from(io::ErrorKind::NotFound))
+    };
     if let Ok(addresses) = host.to_socket_addrs() {
         return Ok(vec![first(addresses)?]);
     }
@@ -70,7 +86,10 @@ fn attempt(target: SocketAddr) -> Outcome {
         Ok(mut stream) => {
             let took = started.elapsed();
             let heard = match target.port() {
-                902 | 903 => stream.set_read_timeout(Some(PATIENCE)).and_then(|()| stream.read(&mut greeting)).unwrap_or(0),
+                902 | 903 => stream
+                    .set_read_timeout(Some(PATIENCE))
+                    .and_then(|()| stream.read(&mut greeting))
+                    .unwrap_or(0),
                 _ => 0,
             };
             greeting.truncate(heard);
@@ -82,11 +101,13 @@ fn attempt(target: SocketAddr) -> Outcome {
 
 fn judge(target: SocketAddr, outcome: &Outcome) -> Finding {
     match &outcome.connected {
-        Ok(_) if matches!(target.port(), 902 | 903) && !outcome.greeting.starts_with(b"220") => Finding::warn(
-            CHECK,
-            format!("{target}: connects, but does not greet as authd does (220 …)"),
-            "look whether a firewall answers in its place, or another service has the port",
-        ),
+        Ok(_) if matches!(target.port(), 902 | 903) && !outcome.greeting.starts_with(b"220") => {
+            Finding::warn(
+                CHECK,
+                format!("{target}: connects, but does not greet as authd does (220 …)"),
+                "look whether a firewall answers in its place, or another service has the port",
+            )
+        }
         Ok(took) => Finding::ok(CHECK, format!("{target}: answers in {} ms", took.as_millis())),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Finding::fail(
             CHECK,
@@ -98,7 +119,11 @@ fn judge(target: SocketAddr, outcome: &Outcome) -> Finding {
             format!("{target}: no answer within {} s", PATIENCE.as_secs()),
             "look at firewalls on the way and whether the host is up",
         ),
-        Err(error) => Finding::fail(CHECK, format!("{target}: {error}"), format!("look at this host's routes (ip route get {})", target.ip())),
+        Err(error) => Finding::fail(
+            CHECK,
+            format!("{target}: {error}"),
+            format!("look at this host's routes (ip route get {})", target.ip()),
+        ),
     }
 }
 
@@ -135,7 +160,8 @@ mod tests {
     #[test]
     fn authd_has_to_greet() {
         let target = "192.0.2.1:902".parse().unwrap();
-        let outcome = |greeting: &[u8]| Outcome { connected: Ok(Duration::ZERO), greeting: greeting.to_vec() };
+        let outcome =
+            |greeting: &[u8]| Outcome { connected: Ok(Duration::ZERO), greeting: greeting.to_vec() };
         assert_eq!(judge(target, &outcome(b"")).verdict, Verdict::Warn);
         assert_eq!(judge(target, &outcome(b"220 VMware Authentication Daemon")).verdict, Verdict::Ok);
         let silent = Outcome { connected: Err(io::ErrorKind::TimedOut.into()), greeting: vec![] };

@@ -20,7 +20,8 @@ pub(super) fn examine(findings: &mut Vec<Finding>) -> bool {
         return running;
     }
     let (service, socket) = (show("mksgate.service"), show("mksgate.socket"));
-    let running = service.get("ActiveState").is_some_and(|state| matches!(state.as_str(), "active" | "reloading"));
+    let running =
+        service.get("ActiveState").is_some_and(|state| matches!(state.as_str(), "active" | "reloading"));
     findings.push(judge_service(&service));
     findings.push(judge_socket(&socket));
     if let Some(pid) = main_pid() {
@@ -72,19 +73,27 @@ fn parse(text: &str) -> HashMap<String, String> {
 fn judge_service(unit: &HashMap<String, String>) -> Finding {
     let is = |name: &str| unit.get(name).map_or("", String::as_str);
     match (is("LoadState"), is("ActiveState")) {
-        ("loaded", "active" | "reloading") if is("NRestarts").parse::<u32>().is_ok_and(|n| n > 0) => Finding::warn(
-            CHECK,
-            format!("mksgate.service runs, and was restarted {} times", is("NRestarts")),
-            "journalctl -u mksgate says why; systemctl reset-failed mksgate forgets the count",
-        ),
+        ("loaded", "active" | "reloading") if is("NRestarts").parse::<u32>().is_ok_and(|n| n > 0) => {
+            Finding::warn(
+                CHECK,
+                format!("mksgate.service runs, and was restarted {} times", is("NRestarts")),
+                "journalctl -u mksgate says why; systemctl reset-failed mksgate forgets the count",
+            )
+        }
         ("loaded", "active" | "reloading") => Finding::ok(CHECK, "mksgate.service runs"),
         ("loaded", "failed") => Finding::fail(
             CHECK,
             format!("mksgate.service failed ({})", is("Result")),
             "journalctl -u mksgate says why; then systemctl reset-failed mksgate.socket mksgate && systemctl start mksgate",
         ),
-        ("loaded", state) => Finding::warn(CHECK, format!("mksgate.service is {state}"), "systemctl enable --now mksgate"),
-        _ => Finding::warn(CHECK, "mksgate.service is not installed", "install the package, or the units of systemd/"),
+        ("loaded", state) => {
+            Finding::warn(CHECK, format!("mksgate.service is {state}"), "systemctl enable --now mksgate")
+        }
+        _ => Finding::warn(
+            CHECK,
+            "mksgate.service is not installed",
+            "install the package, or the units of systemd/",
+        ),
     }
 }
 
@@ -102,7 +111,11 @@ fn judge_socket(unit: &HashMap<String, String>) -> Finding {
             format!("mksgate.socket is {state}: a restart of the service refuses clients"),
             "systemctl enable --now mksgate.socket",
         ),
-        _ => Finding::warn(CHECK, "mksgate.socket is not installed", "install the package, or the units of systemd/"),
+        _ => Finding::warn(
+            CHECK,
+            "mksgate.socket is not installed",
+            "install the package, or the units of systemd/",
+        ),
     }
 }
 
