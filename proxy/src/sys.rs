@@ -51,3 +51,10 @@ pub fn inherit(fd: std::os::fd::RawFd) -> io::Result<OwnedFd> {
     }
     Ok(fd)
 }
+
+/// Waits for a descriptor on the current tokio runtime.
+pub fn watched(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd answers with one and the same open descriptor for as long as it lives, which is what tokio asks
+    // of the type it registers; no safe constructor is left that is not deprecated.
+    unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(Into::into)
+}

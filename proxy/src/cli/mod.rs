@@ -4,6 +4,7 @@ mod certificate;
 mod check;
 mod doctor;
 mod serve;
+mod ticket;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ enum Command {
     Doctor(doctor::DoctorCommand),
     /// Make a self-signed certificate and its key.
     Certificate(certificate::CertificateCommand),
+    /// Make keys, seal and open tickets.
+    Ticket(ticket::TicketCommand),
 }
 
 /// Which configuration.
@@ -50,6 +53,7 @@ pub fn run() -> ExitCode {
         Command::Check(arg) => check::run(&arg.config),
         Command::Doctor(command) => return doctor::run(command),
         Command::Certificate(command) => certificate::run(command),
+        Command::Ticket(command) => command.run().map_err(Into::into),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
