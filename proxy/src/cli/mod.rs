@@ -1,6 +1,8 @@
 //! The command line: one file per subcommand.
 
+mod certificate;
 mod check;
+mod doctor;
 pub mod hist;
 pub mod output;
 pub mod revoke;
@@ -33,6 +35,12 @@ enum Command {
     Serve(ConfigArg),
     /// Check a configuration, its keys and its certificate; point at what is wrong
     Check(ConfigArg),
+    /// Look for what is wrong on this host, and say what to do about it
+    ///
+    /// Exit code: 0 all is well, 1 something could be better, 2 consoles will be refused.
+    Doctor(doctor::DoctorCommand),
+    /// Make a self-signed certificate and its key
+    Certificate(certificate::CertificateCommand),
     /// Make keys, seal, open and revoke tickets
     Ticket(ticket::TicketCommand),
     /// List the live consoles, or close some
@@ -62,6 +70,8 @@ pub fn run() -> ExitCode {
     let result: Result<(), Box<dyn Error>> = match Cli::parse().command {
         Command::Serve(arg) => serve::run(&arg.config),
         Command::Check(arg) => check::run(&arg.config),
+        Command::Doctor(command) => return doctor::run(command),
+        Command::Certificate(command) => certificate::run(command),
         Command::Ticket(command) => command.run(),
         Command::Sessions(command) => command.run(),
         Command::Tenants(command) => command.run(),
