@@ -6,3 +6,4 @@ pub mod revoke;
 pub mod service;
 pub mod sessions;
 pub mod tenants;
+pub mod top;
