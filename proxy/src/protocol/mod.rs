@@ -1,1 +1,6 @@
-//! protocol
+//! The wire protocols as pure state machines: no I/O, no clock, bounded memory on any input (invariant 3).
+
+pub mod authd;
+pub mod http;
+pub mod line;
+pub mod rfb;

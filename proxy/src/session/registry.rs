@@ -9,6 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use nix::net::if_::if_indextoname;
 use serde::{Deserialize, Serialize};
 
+use tokio::sync::Notify;
+
 use crate::flow::FlowCounters;
 use crate::metrics::Door;
 
@@ -127,12 +129,13 @@ pub struct Registry {
     sessions: Mutex<HashMap<u64, Arc<Session>>>,
     next: AtomicU64,
     epoch: Instant,
+    emptied: Notify,
 }
 
 impl Registry {
     /// `epoch` is the flow engine's start, from which [`FlowCounters::last_ms`] counts.
     pub fn new(epoch: Instant) -> Arc<Self> {
-        Arc::new(Self { sessions: Mutex::default(), next: AtomicU64::new(1), epoch })
+        Arc::new(Self { sessions: Mutex::default(), next: AtomicU64::new(1), epoch, emptied: Notify::new() })
     }
 
     /// A number that no session of this process had.
@@ -153,6 +156,9 @@ impl Registry {
         if sessions.capacity() > 4096 && sessions.len() < sessions.capacity() / 8 {
             sessions.shrink_to_fit();
         }
+        if sessions.is_empty() {
+            self.emptied.notify_waiters();
+        }
         session
     }
 
@@ -169,6 +175,17 @@ impl Registry {
     /// Whether none is live.
     pub fn is_empty(&self) -> bool {
         self.lock().is_empty()
+    }
+
+    /// Returns as soon as none is live.
+    pub async fn emptied(&self) {
+        loop {
+            let notified = self.emptied.notified();
+            if self.is_empty() {
+                return;
+            }
+            notified.await;
+        }
     }
 
     /// All live sessions, oldest first.
