@@ -12,6 +12,7 @@ pub mod service;
 pub mod sessions;
 pub mod tenants;
 mod ticket;
+pub mod top;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -52,6 +53,8 @@ enum Command {
     Tenants(tenants::TenantsCommand),
     /// Show or export latencies
     Hist(hist::HistCommand),
+    /// Watch consoles, tenants and latencies on the terminal
+    Top(top::TopCommand),
     /// What runs, and in which state
     Status(service::StatusCommand),
     /// Read the configuration again
@@ -80,6 +83,7 @@ pub fn run() -> ExitCode {
         Command::Sessions(command) => command.run(),
         Command::Tenants(command) => command.run(),
         Command::Hist(command) => command.run(),
+        Command::Top(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Reload(command) => command.run(),
         Command::Drain(command) => command.run(),
