@@ -38,7 +38,7 @@ pub struct AdminConfig {
     pub socket: PathBuf,
     /// Users that may use it, besides root and the service's own.
     pub uids: Vec<u32>,
-    /// Groups whose members may use it; the socket belongs to the first one.
+    /// Groups whose members may use it.
     pub gids: Vec<u32>,
     /// A loopback port for /metrics, /live and /ready.
     pub metrics: Option<SocketAddr>,
@@ -76,6 +76,14 @@ pub enum AdminError {
     Socket {
         /// The path.
         path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The socket could not be given to the group.
+    #[error("admin.gids {gid}: {source}; make the service's user a member of this group")]
+    Group {
+        /// The group.
+        gid: u32,
         /// What the kernel said.
         source: io::Error,
     },
@@ -129,7 +137,7 @@ impl Server {
         let wrap = |source| AdminError::Socket { path: config.socket.clone(), source };
         let socket = UnixListener::bind(&config.socket).map_err(wrap)?;
         let file = SocketFile::new(&config.socket).map_err(wrap)?;
-        restrict(&config).map_err(wrap)?;
+        restrict(&config)?;
         Ok(Self {
             socket,
             metrics,
@@ -241,18 +249,20 @@ async fn remove_stale(path: &Path) -> Result<(), AdminError> {
     }
 }
 
-/// 0600, or 0660 for the first configured group. Whoever connected in between is judged by his credentials all the same.
-fn restrict(config: &AdminConfig) -> io::Result<()> {
-    let mode = match config.gids.first() {
-        Some(&gid) => {
-            chown(&config.socket, None, Some(gid))?;
+/// The tightest mode that lets all of them connect; their credentials are judged besides.
+fn restrict(config: &AdminConfig) -> Result<(), AdminError> {
+    let mode = match (config.uids.as_slice(), config.gids.as_slice()) {
+        ([], []) => 0o600,
+        ([], [gid]) => {
+            chown(&config.socket, None, Some(*gid))
+                .map_err(|source| AdminError::Group { gid: *gid, source })?;
             0o660
         }
-        None if config.uids.is_empty() => 0o600,
-        // The kernel asks for write permission before anybody's credentials can be looked at.
-        None => 0o666,
+        // connect(2) asks for write permission, and a file has one group only.
+        _ => 0o666,
     };
     fs::set_permissions(&config.socket, fs::Permissions::from_mode(mode))
+        .map_err(|source| AdminError::Socket { path: config.socket.clone(), source })
 }
 
 /// The socket's name in the file system, as long as it is ours.
