@@ -3,13 +3,14 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
 use super::rfb::Viewer;
-use super::{Demo, READY, VM, start_connect};
+use super::{Demo, READY, VM, binary, start_connect};
 use crate::sh::command;
 
 /// Opens one console through each door.
@@ -43,6 +44,7 @@ fn console(demo: &Demo, addr: SocketAddr, qemu: bool) -> Result<()> {
     if open < 1.0 {
         bail!("the console is not counted");
     }
+    sessions(demo)?;
     sockets(demo);
     drop(viewer);
     wait("the console closed", || Ok(metric(demo, "mksgate_sessions", "tenant=\"demo\"")? < open))?;
@@ -79,6 +81,20 @@ fn bios(viewer: &mut Viewer) -> Result<()> {
         viewer.update(false)?;
     }
     println!("  QEMU's screen: {} colours", viewer.colours());
+    Ok(())
+}
+
+/// What the appliance says of its live consoles.
+fn sessions(demo: &Demo) -> Result<()> {
+    let mut list = Command::new(binary("mksgate"));
+    let list = list.args(["sessions", "list", "--socket"]).arg(demo.files.path("admin.sock")).output()?;
+    if !list.status.success() {
+        bail!("mksgate sessions list: {}", String::from_utf8_lossy(&list.stderr).trim());
+    }
+    println!("  mksgate sessions list:");
+    for line in String::from_utf8_lossy(&list.stdout).lines() {
+        println!("    {}", line.trim_end());
+    }
     Ok(())
 }
 
