@@ -51,8 +51,6 @@ enum Command {
     Sessions(sessions::SessionsCommand),
     /// Show the tenants, their limits and their live consoles
     Tenants(tenants::TenantsCommand),
-    /// Watch consoles, tenants and latencies on a terminal
-    Top(top::TopCommand),
     /// Show or export latencies
     Hist(hist::HistCommand),
     /// Watch consoles, tenants and latencies on the terminal
@@ -84,7 +82,6 @@ pub fn run() -> ExitCode {
         Command::Ticket(command) => command.run(),
         Command::Sessions(command) => command.run(),
         Command::Tenants(command) => command.run(),
-        Command::Top(command) => command.run(),
         Command::Hist(command) => command.run(),
         Command::Top(command) => command.run(),
         Command::Status(command) => command.run(),
