@@ -10,6 +10,8 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::output::Outcome;
+use super::revoke::RevokeCommand;
 use crate::ticket::{Claims, KeyError, KeyRing, MAX_SEALED, SealError, TicketError, create_key_file};
 
 /// The longest ticket that fits into a line of the raw doors' dialogue, `PASS ` included.
@@ -32,6 +34,8 @@ enum Verb {
     Seal(Box<Seal>),
     /// Print the claims of a ticket, secrets masked
     Open(Open),
+    /// Refuse tickets from now on and close the consoles they opened
+    Revoke(RevokeCommand),
 }
 
 #[derive(Debug, Args)]
@@ -160,12 +164,13 @@ type Result<T> = std::result::Result<T, TicketCommandError>;
 
 impl TicketCommand {
     /// Runs it; what was asked for goes to standard output, remarks to standard error.
-    pub fn run(self) -> Result<()> {
+    pub fn run(self) -> Outcome {
         let now = SystemTime::now();
         match self.verb {
-            Verb::Keygen(keygen) => keygen.run(now),
-            Verb::Seal(seal) => seal.run(now),
-            Verb::Open(open) => open.run(now),
+            Verb::Keygen(keygen) => Ok(keygen.run(now)?),
+            Verb::Seal(seal) => Ok(seal.run(now)?),
+            Verb::Open(open) => Ok(open.run(now)?),
+            Verb::Revoke(revoke) => revoke.run(),
         }
     }
 }

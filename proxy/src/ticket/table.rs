@@ -144,6 +144,11 @@ impl Table {
         }
     }
 
+    /// Whether a used ticket was revoked.
+    pub(super) fn is_revoked(&self, jti: &str) -> bool {
+        self.entries.get(jti).is_some_and(|entry| entry.revoked)
+    }
+
     /// A use for a session that was opened by the process before this one; `None` for a ticket that is forgotten.
     pub(super) fn adopt(&self, jti: &str) -> Option<TicketUse> {
         self.entries.get(jti).map(|entry| TicketUse::take(&entry.live))

@@ -96,6 +96,11 @@ impl Tickets {
         }
     }
 
+    /// Whether a used ticket was revoked: asked again once its session can be seen by those who close revoked ones.
+    pub fn is_revoked(&self, jti: &str) -> bool {
+        self.state().table.is_revoked(jti)
+    }
+
     /// The numbers for the metrics.
     pub fn stats(&self) -> TicketStats {
         let settings = self.settings.load();
