@@ -2,6 +2,7 @@
 
 mod certificate;
 mod check;
+mod connect;
 mod doctor;
 pub mod hist;
 pub mod output;
@@ -42,6 +43,8 @@ enum Command {
     Doctor(doctor::DoctorCommand),
     /// Make a self-signed certificate and its key
     Certificate(certificate::CertificateCommand),
+    /// Open a console for a VNC viewer
+    Connect(Box<connect::ConnectCommand>),
     /// Make keys, seal, open and revoke tickets
     Ticket(ticket::TicketCommand),
     /// List the live consoles, or close some
@@ -75,6 +78,7 @@ pub fn run() -> ExitCode {
         Command::Check(arg) => check::run(&arg.config),
         Command::Doctor(command) => return doctor::run(command),
         Command::Certificate(command) => certificate::run(command),
+        Command::Connect(command) => command.run().map_err(Into::into),
         Command::Ticket(command) => command.run(),
         Command::Sessions(command) => command.run(),
         Command::Tenants(command) => command.run(),
