@@ -99,6 +99,9 @@ pub struct Learned {
 pub struct Source {
     /// The bucket's word, see [`crate::bucket`].
     pub full_at: u64,
+    /// What `PREFIXES` said of it, so that the trie is walked once per source: [`Globals::generation`] in the upper
+    /// half, the value in the lower one.
+    pub prefix: u64,
     /// SYNs that this source's bucket let through. Counted without a lock: near enough for a list of who is loud.
     pub passed: u32,
     /// SYNs that this source's bucket refused.
@@ -134,10 +137,10 @@ pub struct Globals {
     pub resets: Rate,
     /// Drop events written per second.
     pub events: Rate,
-    /// [`Globals::RESET`], [`Globals::PREFIXES`], [`Globals::LEARNED`].
+    /// [`Globals::RESET`], [`Globals::PREFIXES`], [`Globals::LEARNED`], [`Globals::LONG_PREFIXES`].
     pub flags: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Another one for every change of `PREFIXES`; never 0.
+    pub generation: u32,
 }
 
 impl Globals {
@@ -147,6 +150,8 @@ impl Globals {
     pub const PREFIXES: u32 = 2;
     /// `LEARNED` is not empty.
     pub const LEARNED: u32 = 4;
+    /// `PREFIXES` has IPv6 prefixes longer than 64 bits, so the /64 of a source does not tell its prefix.
+    pub const LONG_PREFIXES: u32 = 8;
 }
 
 /// The value in `PREFIXES` of a load balancer: exempt from source limits, its address tells no tenant.
@@ -219,7 +224,7 @@ const _: () = {
     assert!(size_of::<SourceKey>() == 8);
     assert!(size_of::<Destination>() == 24);
     assert!(size_of::<Learned>() == 16);
-    assert!(size_of::<Source>() == 16);
+    assert!(size_of::<Source>() == 24);
     assert!(size_of::<Rate>() == 16);
     assert!(size_of::<Tenant>() == 24);
     assert!(size_of::<Globals>() == 72);

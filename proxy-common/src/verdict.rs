@@ -9,7 +9,7 @@
 
 use crate::{
     bucket::{self, Cell},
-    map::{Address, BALANCER, Destination, Globals, Learned, SourceKey, Tenant, shared},
+    map::{Address, BALANCER, Destination, Globals, Learned, Source, SourceKey, Tenant, shared},
     packet::{self, Frame, Kind, Syn},
 };
 
@@ -95,6 +95,8 @@ impl Verdict {
 pub trait Tables {
     /// A bucket's word.
     type Word: Cell;
+    /// An entry of `SOURCES`.
+    type Source: SourceEntry;
 
     /// Nanoseconds of CLOCK_MONOTONIC; asked at most once, and only for a protected SYN.
     fn now(&self) -> u64;
@@ -108,18 +110,28 @@ pub trait Tables {
     fn prefix(&self, source: &Address) -> Option<u32>;
     /// What a valid ticket has taught of the source.
     fn learned(&self, key: SourceKey) -> Option<Learned>;
-    /// The source's bucket, if it has one already. Counts what [`Tables::count_source`] is told.
-    fn source(&self, key: SourceKey) -> Option<&Self::Word>;
-    /// Gives the source a bucket; what cannot be stored is counted, and the source goes unlimited.
-    fn add_source(&self, key: SourceKey, full_at: u64);
-    /// Tells whether the bucket behind `word` gave a token.
-    fn count_source(&self, word: &Self::Word, passed: bool);
+    /// The source's entry, if it has one already.
+    fn source(&self, key: SourceKey) -> Option<&Self::Source>;
+    /// Gives the source an entry; what cannot be stored is counted, and the source goes unlimited.
+    fn add_source(&self, key: SourceKey, entry: Source);
     /// A tenant by number.
     fn tenant(&self, number: u32) -> Option<&Tenant>;
     /// A tenant's bucket.
     fn tenant_word(&self, number: u32) -> Option<&Self::Word>;
     /// A bucket of [`shared`].
     fn shared(&self, index: u32) -> Option<&Self::Word>;
+}
+
+/// An entry of `SOURCES` in place.
+pub trait SourceEntry {
+    /// [`Source::full_at`].
+    fn word(&self) -> &impl Cell;
+    /// [`Source::prefix`].
+    fn prefix(&self) -> u64;
+    /// Sets [`Source::prefix`].
+    fn set_prefix(&self, prefix: u64);
+    /// Tells whether the bucket gave a token.
+    fn count(&self, passed: bool);
 }
 
 /// The verdict on a SYN, and what to do beside. For an unprotected SYN the rest is zero.
@@ -169,56 +181,79 @@ pub fn judge<T: Tables>(syn: &Syn, tables: &T) -> Judgement {
     let Some(owner) = tables.destination(&destination) else { return Judgement::UNPROTECTED };
 
     let now = tables.now();
-    let origin = origin(syn, owner, globals, tables, now);
-    let verdict = limits(syn, &origin, globals, tables, now);
+    let entry = if globals.source.interval != 0 { tables.source(syn.key) } else { None };
+    let prefix = prefix(syn, entry, globals, tables);
+    let balancer = prefix == BALANCER;
+    let tenant = tenant(syn, owner, prefix, globals, tables, now);
+    let verdict = if !balancer && !source_gives(syn.key, entry, prefix, globals, tables, now) {
+        Verdict::SourceRate
+    } else {
+        limits(tenant, globals, tables, now)
+    };
     let shed = verdict.sheds();
     Judgement {
         verdict,
-        tenant: origin.tenant,
+        tenant,
         now,
         reset: shed && resets(syn, globals, tables, now),
         event: shed && spare(tables, shared::EVENTS, &globals.events, now),
     }
 }
 
-/// Whose SYN it is.
-struct Origin {
-    tenant: u32,
-    balancer: bool,
-}
-
+/// What `PREFIXES` says of the source: a tenant, [`BALANCER`], or 0.
 #[inline(always)]
-fn origin<T: Tables>(syn: &Syn, owner: u32, globals: &Globals, tables: &T, now: u64) -> Origin {
-    let prefix =
-        if globals.flags & Globals::PREFIXES != 0 { tables.prefix(&syn.source).unwrap_or(0) } else { 0 };
-    let balancer = prefix == BALANCER;
-    let tenant = if owner != 0 {
-        owner
-    } else if balancer {
-        0
-    } else if prefix != 0 {
-        prefix
-    } else if globals.flags & Globals::LEARNED != 0 {
-        match tables.learned(syn.key) {
-            Some(learned) if learned.expires > now => learned.tenant,
-            _ => 0,
-        }
-    } else {
-        0
-    };
-    Origin { tenant, balancer }
-}
-
-#[inline(always)]
-fn limits<T: Tables>(syn: &Syn, origin: &Origin, globals: &Globals, tables: &T, now: u64) -> Verdict {
-    if !origin.balancer && !source_gives(syn.key, globals, tables, now) {
-        return Verdict::SourceRate;
+fn prefix<T: Tables>(syn: &Syn, entry: Option<&T::Source>, globals: &Globals, tables: &T) -> u32 {
+    if globals.flags & Globals::PREFIXES == 0 {
+        return 0;
     }
-    if let Some(tenant) = tables.tenant(origin.tenant) {
+    // Where the key does not tell the prefix, the trie is asked each time.
+    let entry = if syn.v6 && globals.flags & Globals::LONG_PREFIXES != 0 { None } else { entry };
+    if let Some(entry) = entry {
+        let kept = entry.prefix();
+        if (kept >> 32) as u32 == globals.generation {
+            return kept as u32;
+        }
+    }
+    let found = tables.prefix(&syn.source).unwrap_or(0);
+    if let Some(entry) = entry {
+        entry.set_prefix(kept(globals, found));
+    }
+    found
+}
+
+#[inline(always)]
+fn kept(globals: &Globals, prefix: u32) -> u64 {
+    (globals.generation as u64) << 32 | prefix as u64
+}
+
+/// Whose SYN it is: the destination's, else the prefix's, else what was learned, else the shared tenant's.
+#[inline(always)]
+fn tenant<T: Tables>(syn: &Syn, owner: u32, prefix: u32, globals: &Globals, tables: &T, now: u64) -> u32 {
+    if owner != 0 {
+        return owner;
+    }
+    if prefix == BALANCER {
+        return 0;
+    }
+    if prefix != 0 {
+        return prefix;
+    }
+    if globals.flags & Globals::LEARNED == 0 {
+        return 0;
+    }
+    match tables.learned(syn.key) {
+        Some(learned) if learned.expires > now => learned.tenant,
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+fn limits<T: Tables>(number: u32, globals: &Globals, tables: &T, now: u64) -> Verdict {
+    if let Some(tenant) = tables.tenant(number) {
         if tenant.active >= tenant.max && tenant.max != u32::MAX {
             return Verdict::TenantFull;
         }
-        if let Some(word) = tables.tenant_word(origin.tenant)
+        if let Some(word) = tables.tenant_word(number)
             && !bucket::take(word, &tenant.rate, now)
         {
             return Verdict::TenantRate;
@@ -231,17 +266,24 @@ fn limits<T: Tables>(syn: &Syn, origin: &Origin, globals: &Globals, tables: &T, 
 }
 
 #[inline(always)]
-fn source_gives<T: Tables>(key: SourceKey, globals: &Globals, tables: &T, now: u64) -> bool {
+fn source_gives<T: Tables>(
+    key: SourceKey,
+    entry: Option<&T::Source>,
+    prefix: u32,
+    globals: &Globals,
+    tables: &T,
+    now: u64,
+) -> bool {
     if globals.source.interval == 0 {
         return true;
     }
-    if let Some(word) = tables.source(key) {
-        let given = bucket::take(word, &globals.source, now);
-        tables.count_source(word, given);
+    if let Some(entry) = entry {
+        let given = bucket::take(entry.word(), &globals.source, now);
+        entry.count(given);
         return given;
     }
     let Some(full_at) = globals.source.next(0, now) else { return false };
-    tables.add_source(key, full_at);
+    tables.add_source(key, Source { full_at, prefix: kept(globals, prefix), passed: 1, shed: 0 });
     true
 }
 

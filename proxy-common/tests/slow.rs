@@ -211,7 +211,7 @@ fn tables() -> Memory {
         resets: Rate::per_second(100, 10),
         events: Rate::per_second(10, 10),
         flags: Globals::PREFIXES | Globals::LEARNED | Globals::RESET,
-        pad: 0,
+        generation: 1,
     });
     let v4 = |a| Address::v4(a);
     memory.destinations.insert(Destination::new(v4(V4.1), PORT), 0);

@@ -7,12 +7,11 @@ mod maps;
 mod tables;
 
 use aya_ebpf::{
-    EbpfContext as _,
     bindings::{
         xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
         xdp_md,
     },
-    helpers::generated::bpf_xdp_adjust_tail,
+    helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     macros::xdp,
     programs::XdpContext,
 };
@@ -27,14 +26,14 @@ use mksgate_common::{
 #[inline(always)]
 #[xdp(frags)]
 pub fn mksgate(ctx: XdpContext) -> u32 {
-    gate(&ctx)
+    gate::<true>(&ctx)
 }
 
 /// The same for those without.
 #[inline(always)]
 #[xdp]
 pub fn mksgate_plain(ctx: XdpContext) -> u32 {
-    gate(&ctx)
+    gate::<false>(&ctx)
 }
 
 /// Does nothing: what the bench measures the others against.
@@ -45,19 +44,19 @@ pub fn mksgate_empty(_ctx: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn gate(ctx: &XdpContext) -> u32 {
+fn gate<const FRAGS: bool>(ctx: &XdpContext) -> u32 {
     match verdict::unless_syn(&Linear::of(ctx)) {
         Some(verdict) => {
             count(verdict);
             XDP_PASS
         }
-        None => gate_syn(ctx.ctx),
+        None => gate_syn::<FRAGS>(ctx.ctx),
     }
 }
 
 /// A function apart, so that its registers and its stack cost the other packets nothing.
 #[inline(never)]
-fn gate_syn(ctx: *mut xdp_md) -> u32 {
+fn gate_syn<const FRAGS: bool>(ctx: *mut xdp_md) -> u32 {
     let ctx = &XdpContext::new(ctx);
     let frame = Linear::of(ctx);
     let Some(syn) = packet::syn(&frame, &packet::look(&frame)) else {
@@ -76,7 +75,7 @@ fn gate_syn(ctx: *mut xdp_md) -> u32 {
     if judgement.event {
         tell(ctx, &syn, &judgement);
     }
-    if judgement.reset { answer(ctx, &syn) } else { XDP_DROP }
+    if judgement.reset { answer::<FRAGS>(ctx, &syn) } else { XDP_DROP }
 }
 
 /// The linear part of the frame.
@@ -155,8 +154,8 @@ fn tell(ctx: &XdpContext, syn: &Syn, judgement: &Judgement) {
 
 /// Turns the SYN into its reset and sends it back; if that cannot be done, it is dropped.
 #[inline(always)]
-fn answer(ctx: &XdpContext, syn: &Syn) -> u32 {
-    let done = if syn.v6 { place(ctx, syn.l3, reset::v6(syn)) } else { place(ctx, syn.l3, reset::v4(syn)) };
+fn answer<const FRAGS: bool>(ctx: &XdpContext, syn: &Syn) -> u32 {
+    let done = if syn.v6 { place::<FRAGS, _>(ctx, syn.l3, reset::v6(syn)) } else { place::<FRAGS, _>(ctx, syn.l3, reset::v4(syn)) };
     if done {
         return XDP_TX;
     }
@@ -169,22 +168,28 @@ fn answer(ctx: &XdpContext, syn: &Syn) -> u32 {
 
 /// The offsets as constants, for the verifier.
 #[inline(always)]
-fn place<const N: usize>(ctx: &XdpContext, l3: u32, packet: [u8; N]) -> bool {
+fn place<const FRAGS: bool, const N: usize>(ctx: &XdpContext, l3: u32, packet: [u8; N]) -> bool {
     match l3 {
-        14 => rewrite::<14, N>(ctx, packet),
-        18 => rewrite::<18, N>(ctx, packet),
-        _ => rewrite::<22, N>(ctx, packet),
+        14 => rewrite::<FRAGS, 14, N>(ctx, packet),
+        18 => rewrite::<FRAGS, 18, N>(ctx, packet),
+        _ => rewrite::<FRAGS, 22, N>(ctx, packet),
     }
 }
 
 /// Swaps the Ethernet addresses, writes `packet` at `L3`, cuts the rest off.
 #[inline(always)]
-fn rewrite<const L3: usize, const N: usize>(ctx: &XdpContext, packet: [u8; N]) -> bool {
+fn rewrite<const FRAGS: bool, const L3: usize, const N: usize>(ctx: &XdpContext, packet: [u8; N]) -> bool {
     let (start, end) = (ctx.data(), ctx.data_end());
     if start + L3 + N > end {
         return false;
     }
-    let surplus = end - (start + L3 + N);
+    // A frame of several buffers is longer than what lies between start and end.
+    let length = if FRAGS {
+        // SAFETY: the context is the program's own.
+        unsafe { bpf_xdp_get_buff_len(ctx.ctx) as usize }
+    } else {
+        end - start
+    };
     let ethernet = start as *mut [u8; 6];
     // SAFETY: L3 + N bytes lie before data_end, and no reference to the frame is alive.
     unsafe {
@@ -194,7 +199,7 @@ fn rewrite<const L3: usize, const N: usize>(ctx: &XdpContext, packet: [u8; N]) -
         ((start + L3) as *mut [u8; N]).write_unaligned(packet);
     }
     // SAFETY: the context is the program's own; every pointer into the frame is dead from here on.
-    surplus == 0 || unsafe { bpf_xdp_adjust_tail(ctx.as_ptr().cast(), -(surplus as i32)) } == 0
+    length == L3 + N || unsafe { bpf_xdp_adjust_tail(ctx.ctx, (L3 + N) as i32 - length as i32) } == 0
 }
 
 #[cfg(not(test))]

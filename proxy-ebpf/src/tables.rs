@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use mksgate_common::{
     bucket::Cell,
     map::{Address, Destination, Globals, Learned, PORTS_PER_WORD, Source, SourceKey, Tenant},
-    verdict::Tables,
+    verdict::{SourceEntry, Tables},
 };
 
 use crate::maps;
@@ -42,6 +42,37 @@ impl Cell for Word {
     }
 }
 
+/// An entry of `SOURCES`, reached by raw loads and stores like [`Word`].
+#[repr(transparent)]
+pub struct Entry(Source);
+
+impl SourceEntry for Entry {
+    #[inline(always)]
+    fn word(&self) -> &impl Cell {
+        // SAFETY: the field is a word, and `Word` is transparent over one.
+        unsafe { &*(&raw const self.0.full_at).cast::<Word>() }
+    }
+
+    #[inline(always)]
+    fn prefix(&self) -> u64 {
+        // SAFETY: an aligned word of a map value, read by one instruction.
+        unsafe { core::ptr::read_volatile(&raw const self.0.prefix) }
+    }
+
+    #[inline(always)]
+    fn set_prefix(&self, prefix: u64) {
+        // SAFETY: an aligned word of a map value, written by one instruction; map values are writable.
+        unsafe { core::ptr::write_volatile((&raw const self.0.prefix).cast_mut(), prefix) }
+    }
+
+    #[inline(always)]
+    fn count(&self, passed: bool) {
+        let count = if passed { &raw const self.0.passed } else { &raw const self.0.shed }.cast_mut();
+        // SAFETY: as above. The counts may lose a step when two CPUs write at once, as their documentation says.
+        unsafe { core::ptr::write_volatile(count, core::ptr::read_volatile(count).wrapping_add(1)) }
+    }
+}
+
 /// All maps.
 pub struct Maps;
 
@@ -55,6 +86,7 @@ impl Maps {
 
 impl Tables for Maps {
     type Word = Word;
+    type Source = Entry;
 
     #[inline(always)]
     fn now(&self) -> u64 {
@@ -91,33 +123,20 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn source(&self, key: SourceKey) -> Option<&Word> {
-        Self::word(maps::SOURCES.get_ptr(key).map(|source| source.cast::<u64>()))
+    fn source(&self, key: SourceKey) -> Option<&Entry> {
+        // SAFETY: not null, aligned, and as long-lived as the program; `Entry` is transparent over `Source`. An entry
+        // evicted meanwhile becomes another source's: one token of the wrong bucket.
+        maps::SOURCES.get_ptr(key).map(|source| unsafe { &*source.cast::<Entry>() })
     }
 
     #[inline(always)]
-    fn add_source(&self, key: SourceKey, full_at: u64) {
-        let source = Source { full_at, passed: 1, shed: 0 };
+    fn add_source(&self, key: SourceKey, entry: Source) {
         // Two CPUs that meet a new source at once both start its bucket: one SYN more than its burst, once.
-        if maps::SOURCES.insert(key, source, 0).is_err()
+        if maps::SOURCES.insert(key, entry, 0).is_err()
             && let Some(counters) = maps::COUNTERS.get_ptr_mut(0)
         {
             // SAFETY: this CPU's copy; XDP programs are not preempted by each other on one CPU.
             unsafe { (*counters).source_table_full += 1 }
-        }
-    }
-
-    #[inline(always)]
-    fn count_source(&self, word: &Word, passed: bool) {
-        let source = core::ptr::from_ref(word).cast::<Source>().cast_mut();
-        // SAFETY: `word` came from `source`, so it is the first field of a whole `Source`. The counts may lose a step
-        // when two CPUs write at once, which is what their documentation says.
-        unsafe {
-            if passed {
-                (*source).passed = (*source).passed.wrapping_add(1);
-            } else {
-                (*source).shed = (*source).shed.wrapping_add(1);
-            }
         }
     }
 

@@ -5,8 +5,8 @@ use std::{cell::Cell as StdCell, cell::OnceCell, collections::HashMap, vec::Vec}
 
 use crate::{
     bucket::Cell,
-    map::{Address, Destination, Globals, Learned, SourceKey, Tenant, shared},
-    verdict::Tables,
+    map::{Address, Destination, Globals, Learned, Source, SourceKey, Tenant, shared},
+    verdict::{SourceEntry, Tables},
 };
 
 /// All tables in memory.
@@ -24,42 +24,45 @@ pub struct Memory {
     /// `TENANTS`.
     pub tenants: Vec<Tenant>,
     /// `TENANT_WORDS`.
-    pub words: Vec<Word>,
-    shared: Vec<Word>,
+    pub words: Vec<AtomicU64>,
+    shared: Vec<AtomicU64>,
     sources: Vec<Slot>,
     /// Sources that found no place.
     pub table_full: StdCell<u64>,
 }
 
-/// A bucket's word with the counts beside it.
-#[derive(Debug, Default)]
-pub struct Word {
+/// A place of the table of sources: filled once, never moved, so that references to it stay good.
+#[derive(Default)]
+pub struct Slot {
+    key: OnceCell<SourceKey>,
     word: AtomicU64,
+    prefix: AtomicU64,
     passed: AtomicU32,
     shed: AtomicU32,
 }
 
-impl Cell for Word {
-    fn load(&self) -> u64 {
-        self.word.load(Relaxed)
+impl SourceEntry for Slot {
+    fn word(&self) -> &impl Cell {
+        &self.word
     }
 
-    fn exchange(&self, seen: u64, new: u64) -> bool {
-        self.word.exchange(seen, new)
+    fn prefix(&self) -> u64 {
+        self.prefix.load(Relaxed)
     }
-}
 
-/// A place of the table of sources: filled once, never moved, so that references to it stay good.
-#[derive(Default)]
-struct Slot {
-    key: OnceCell<SourceKey>,
-    word: Word,
+    fn set_prefix(&self, prefix: u64) {
+        self.prefix.store(prefix, Relaxed);
+    }
+
+    fn count(&self, passed: bool) {
+        if passed { &self.passed } else { &self.shed }.fetch_add(1, Relaxed);
+    }
 }
 
 impl Memory {
     /// Empty tables, room for `sources` sources and `tenants` tenants.
     pub fn new(sources: usize, tenants: usize) -> Memory {
-        let words = |count| core::iter::repeat_with(Word::default).take(count).collect();
+        let words = |count| core::iter::repeat_with(AtomicU64::default).take(count).collect();
         Memory {
             now: StdCell::new(0),
             globals: None,
@@ -85,12 +88,13 @@ impl Memory {
     /// Passed and shed SYNs of a source.
     pub fn source_counts(&self, key: SourceKey) -> Option<(u32, u32)> {
         let slot = self.slot(key).filter(|slot| slot.key.get().is_some())?;
-        Some((slot.word.passed.load(Relaxed), slot.word.shed.load(Relaxed)))
+        Some((slot.passed.load(Relaxed), slot.shed.load(Relaxed)))
     }
 }
 
 impl Tables for Memory {
-    type Word = Word;
+    type Word = AtomicU64;
+    type Source = Slot;
 
     fn now(&self) -> u64 {
         self.now.get()
@@ -122,34 +126,31 @@ impl Tables for Memory {
         self.learned.get(&key).copied()
     }
 
-    fn source(&self, key: SourceKey) -> Option<&Word> {
-        self.slot(key).filter(|slot| slot.key.get().is_some()).map(|slot| &slot.word)
+    fn source(&self, key: SourceKey) -> Option<&Slot> {
+        self.slot(key).filter(|slot| slot.key.get().is_some())
     }
 
-    fn add_source(&self, key: SourceKey, full_at: u64) {
+    fn add_source(&self, key: SourceKey, entry: Source) {
         match self.slot(key) {
             Some(slot) => {
                 let _ = slot.key.set(key);
-                slot.word.word.store(full_at, Relaxed);
-                slot.word.passed.store(1, Relaxed);
+                slot.word.store(entry.full_at, Relaxed);
+                slot.prefix.store(entry.prefix, Relaxed);
+                slot.passed.store(entry.passed, Relaxed);
             }
             None => self.table_full.set(self.table_full.get() + 1),
         }
-    }
-
-    fn count_source(&self, word: &Word, passed: bool) {
-        if passed { &word.passed } else { &word.shed }.fetch_add(1, Relaxed);
     }
 
     fn tenant(&self, number: u32) -> Option<&Tenant> {
         self.tenants.get(number as usize)
     }
 
-    fn tenant_word(&self, number: u32) -> Option<&Word> {
+    fn tenant_word(&self, number: u32) -> Option<&AtomicU64> {
         self.words.get(number as usize)
     }
 
-    fn shared(&self, index: u32) -> Option<&Word> {
+    fn shared(&self, index: u32) -> Option<&AtomicU64> {
         self.shared.get(index as usize)
     }
 }

@@ -3,5 +3,5 @@
 mod memory;
 mod packets;
 
-pub use memory::Memory;
+pub use memory::{Memory, Slot};
 pub use packets::{Packets, Random, Shape, Vlan, shapes};

@@ -168,6 +168,11 @@ impl Program {
                 self.prefixes.insert(&Key::new(key.0, Address(key.1)), number, 0)?;
             }
         }
+        for key in old.prefixes.keys().filter(|key| !self.plan.prefixes.contains_key(key)) {
+            self.prefixes.remove(&Key::new(key.0, Address(key.1)))?;
+        }
+        // What sources' entries keep of the trie holds for one generation; the next begins when the trie is as it shall be.
+        self.plan.globals.generation = old.globals.generation.checked_add(1).unwrap_or(1);
         for (key, number) in &self.plan.destinations {
             if old.destinations.get(key) != Some(number) {
                 self.destinations.insert(key, number, 0)?;
@@ -181,9 +186,6 @@ impl Program {
         }
         for key in old.destinations.keys().filter(|key| !self.plan.destinations.contains_key(key)) {
             self.destinations.remove(key)?;
-        }
-        for key in old.prefixes.keys().filter(|key| !self.plan.prefixes.contains_key(key)) {
-            self.prefixes.remove(&Key::new(key.0, Address(key.1)))?;
         }
         self.restart_buckets(&old)
     }
@@ -385,7 +387,14 @@ impl Plan {
         use mksgate_common::bucket::Rate;
         let rate = Rate::UNLIMITED;
         Plan {
-            globals: Globals { source: rate, global: rate, resets: rate, events: rate, flags: 0, pad: 0 },
+            globals: Globals {
+                source: rate,
+                global: rate,
+                resets: rate,
+                events: rate,
+                flags: 0,
+                generation: 0,
+            },
             ports: Vec::new(),
             destinations: Default::default(),
             prefixes: Default::default(),

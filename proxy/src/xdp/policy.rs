@@ -121,8 +121,11 @@ impl Plan {
         if !prefixes.is_empty() {
             flags |= Globals::PREFIXES;
         }
+        if prefixes.keys().any(|(length, address)| *length > 64 && !is_mapped(address)) {
+            flags |= Globals::LONG_PREFIXES;
+        }
         let Limits { source, global, resets, events, .. } = *limits;
-        let globals = Globals { source, global, resets, events, flags, pad: 0 };
+        let globals = Globals { source, global, resets, events, flags, generation: 1 };
         Ok(Plan { globals, ports, destinations, prefixes, tenants, names })
     }
 
@@ -142,6 +145,10 @@ impl Policy {
     pub fn is_balancer(&self, address: IpAddr) -> bool {
         self.balancers.iter().any(|b| b.contains(address))
     }
+}
+
+fn is_mapped(address: &[u8; 16]) -> bool {
+    address[..12] == FOUR.1[..12]
 }
 
 fn tenants(policy: &Policy) -> Result<(Vec<Tenant>, Vec<String>), PolicyError> {
