@@ -3,11 +3,13 @@
 use anyhow::Result;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use crate::ebpf;
 use crate::setup::{self, Job};
 use crate::sh::{cargo, run, target};
 
-/// The appliance, optimised.
+/// The appliance, optimised; with the XDP program where there is a toolchain for it.
 pub fn build() -> Result<()> {
+    ebpf::run(true)?;
     run(cargo().args(["build", "--release", "--locked", "-p", "mksgate"]))?;
     eprintln!("built {}", target().join("release/mksgate").display());
     Ok(())
@@ -16,12 +18,13 @@ pub fn build() -> Result<()> {
 /// Every test, or those that `args` name. The runner's summary is the last thing that is printed.
 pub fn test(args: &[String]) -> Result<()> {
     setup::all(Some(Job::Test))?;
+    ebpf::run(false)?;
     raise_open_files();
     if args.is_empty() {
         run(cargo().args(["test", "--doc", "--workspace", "--quiet", "--locked"]))?;
     }
     run(cargo()
-        .args(["nextest", "run", "--workspace", "--locked"])
+        .args(["nextest", "run", "--locked"])
         .args(args)
         .env("MKSGATE_FULL_TESTS", "1")
         .env("MKSGATE_PYTHON", setup::python()))
@@ -31,6 +34,7 @@ pub fn test(args: &[String]) -> Result<()> {
 pub fn lint() -> Result<()> {
     setup::all(Some(Job::Lint))?;
     run(cargo().args(["fmt", "--all", "--check"]))?;
+    run(cargo().args(["fmt", "--check", "--manifest-path", "proxy-ebpf/Cargo.toml"]))?;
     run(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
     // Without `advisories`: their database would have to be fetched at every run.
     run(cargo().args(["deny", "--locked", "check", "bans", "licenses", "sources"]))
@@ -39,6 +43,7 @@ pub fn lint() -> Result<()> {
 /// The measurements of the `bench` binary, with optimised builds of everything of ours.
 pub fn bench(args: &[String]) -> Result<()> {
     setup::all(Some(Job::Bench))?;
+    ebpf::run(true)?;
     raise_open_files();
     run(cargo().args(["build", "--release", "--locked", "-p", "mksgate", "-p", "mksgate-bench", "--bins"]))?;
     let bench = target().join("release/bench");
