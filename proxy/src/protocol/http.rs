@@ -69,6 +69,11 @@ impl Head {
         }
     }
 
+    /// Every value of a field that may be repeated.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.headers.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
     /// Whether it asks to upgrade to this protocol (RFC 9110, 7.8).
     pub fn upgrades_to(&self, protocol: &str) -> bool {
         let lists = |name: &str, word: &str| {
