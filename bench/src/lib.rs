@@ -1,1 +1,3 @@
 //! Simulator and load generator.
+
+pub mod sim;

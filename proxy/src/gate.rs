@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -14,7 +14,7 @@ use crate::audit::Audit;
 use crate::config::Config;
 use crate::flow::Engines;
 use crate::metrics::{Door, Metrics};
-use crate::session::Registry;
+use crate::session::{CloseReason, Registry, Session};
 use crate::ticket::Tickets;
 use crate::tls::Presented;
 
@@ -46,14 +46,19 @@ pub struct Gate {
     pub headers_pending: AtomicUsize,
     /// No new session is let in.
     pub draining: AtomicBool,
-    /// Numbers of sessions.
-    pub next_session: AtomicU64,
 }
 
 impl Gate {
-    /// The next session's number, from 1.
-    pub fn next_session(&self) -> u64 {
-        self.next_session.fetch_add(1, Ordering::Relaxed) + 1
+    /// Why a session that was just made visible has to end at once: its ticket was revoked, or its tenant removed, after it
+    /// was let in and before those who end such sessions could see it.
+    pub fn no_longer_welcome(&self, session: &Session) -> Option<CloseReason> {
+        if self.tickets.is_revoked(&session.jti) {
+            Some(CloseReason::TicketRevoked)
+        } else if self.tenants.get(&session.tenant).is_none() {
+            Some(CloseReason::TenantRemoved)
+        } else {
+            None
+        }
     }
 
     /// Whether new sessions are turned away.
@@ -67,6 +72,8 @@ impl Gate {
 pub struct Caller {
     /// The client; behind a load balancer, whom the balancer named.
     pub source: SocketAddr,
+    /// The other end of its socket: the client, or the load balancer.
+    pub peer: SocketAddr,
     /// Our end, as the client dialled it.
     pub local: SocketAddr,
     /// The door it came through.

@@ -11,3 +11,10 @@ pub fn duplicate(file: &impl AsRawFd) -> io::Result<OwnedFd> {
     let fd = unsafe { BorrowedFd::borrow_raw(file.as_raw_fd()) };
     fd.try_clone_to_owned()
 }
+
+/// Waits for a descriptor on the current tokio runtime.
+pub fn watched(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd answers with one and the same open descriptor for as long as it lives, which is what tokio asks
+    // of the type it registers; no safe constructor is left that is not deprecated.
+    unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(Into::into)
+}

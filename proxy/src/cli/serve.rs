@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -15,10 +15,10 @@ use crate::admission::{Sources, Tenants};
 use crate::audit::Audit;
 use crate::config::{Config, LogFormat};
 use crate::control::{self, Control};
-use crate::flow::{Driver, Engines};
+use crate::flow::{EngineStats, Engines, Way};
 use crate::front::{self, Fronts, Listener};
 use crate::gate::Gate;
-use crate::metrics::{Door, Metrics};
+use crate::metrics::{Door, EngineSample, Metrics, ModeBytes, Stage, TicketSample};
 use crate::session::Registry;
 use crate::ticket::{KeyRing, Tickets};
 use crate::tls::{self, Presented, certificate};
@@ -36,8 +36,11 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     let runtime = if gate.engines.driver() == "io_uring" { Runtime::Uring } else { Runtime::Tokio };
     let fronts = Fronts::start(&gate, &listeners, threads, runtime)?;
     let control = Arc::new(Control::new(gate.clone(), filter));
-    let addresses: Vec<_> = listeners.iter().filter_map(|l| Some((l.door, l.socket.local_addr().ok()?))).collect();
-    tracing::info!(?addresses, driver = gate.engines.driver(), "serving");
+    for listener in &listeners {
+        let door = if listener.door == Door::Authd { "authd" } else { "tls" };
+        tracing::info!(door, address = %listener.socket.local_addr()?, "listening");
+    }
+    tracing::info!(driver = gate.engines.driver(), "serving");
     drop(listeners);
     control::run(control, fronts)?;
     tracing::info!("stopped");
@@ -50,28 +53,70 @@ fn build(config: Config) -> Result<Arc<Gate>, Failure> {
     let provider = config.tls.policy.provider();
     let presented = Presented::new(certificate::load(&config.tls.certificate, &config.tls.key, &provider)?);
     let tls = tls::server_config(config.tls.policy, presented.clone())?;
-    let engines = Engines::start(&config.flow)?;
+    let metrics = Metrics::new();
+    metrics.set_tenants(&config.tenants.keys().cloned().collect::<Vec<_>>());
+    let mut flow = config.flow.engine();
+    let turns = metrics.clone();
+    flow.on_turn = Some(Arc::new(move |took| turns.record(Stage::FlowTurn, took)));
+    let engines = Engines::start(&flow)?;
     if let Some(why) = engines.refusal() {
         tracing::warn!(why, "io_uring is refused; epoll takes over");
     }
-    let metrics = Metrics::new();
-    metrics.set_tenants(&config.tenants.keys().cloned().collect::<Vec<_>>());
+    let tickets = Arc::new(Tickets::new(config.tickets.policy.clone(), keys));
+    let audit = Audit::open(config.audit.file.as_deref(), config.audit.journal)?;
+    export(&metrics, &engines, &tickets, &audit);
     Ok(Arc::new(Gate {
         sources: Sources::new(config.limits),
         tenants: Tenants::new(&config.tenants, now),
-        tickets: Arc::new(Tickets::new(config.tickets.policy.clone(), keys)),
+        tickets,
         presented,
         tls: ArcSwap::from_pointee(tls),
         provider: ArcSwap::new(provider),
-        engines,
-        registry: Arc::new(Registry::default()),
+        registry: Registry::new(engines.epoch()),
         metrics,
-        audit: Arc::new(Audit::open(config.audit.file.as_deref(), config.audit.journal)),
+        audit,
+        engines,
         headers_pending: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
-        next_session: AtomicU64::new(0),
         config: ArcSwap::from_pointee(config),
     }))
+}
+
+/// What others count, for `/metrics`.
+fn export(metrics: &Metrics, engines: &Engines, tickets: &Arc<Tickets>, audit: &Arc<Audit>) {
+    let stats = engines.stats();
+    metrics.add_engines(engines.driver(), move || stats.iter().map(|s| sample(s)).collect());
+    let tickets = tickets.clone();
+    metrics.add_tickets(move || {
+        let stats = tickets.stats();
+        TicketSample {
+            tracked: stats.tracked as u64,
+            capacity: stats.capacity as u64,
+            refused_full: stats.refused_full,
+            revocations: stats.revocations as u64,
+            keys: stats.keys as u64,
+        }
+    });
+    let audit = audit.clone();
+    metrics.add_source(move |out| audit.sample(out));
+}
+
+fn sample(stats: &EngineStats) -> EngineSample {
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    EngineSample {
+        flows: load(&stats.flows),
+        bytes: ModeBytes {
+            interactive: stats.bytes(Way::Interactive),
+            spliced: stats.bytes(Way::Spliced),
+            op_spliced: stats.bytes(Way::OpSpliced),
+            copied: stats.bytes(Way::Copied),
+            first: stats.bytes(Way::First),
+        },
+        pipes_idle: load(&stats.pipes_idle),
+        pipes_in_use: load(&stats.pipes_in_use),
+        enobufs: load(&stats.enobufs),
+        mode_switches: load(&stats.to_bulk) + load(&stats.to_interactive),
+    }
 }
 
 fn bind(config: &Config) -> Result<Vec<Listener>, Failure> {
@@ -97,7 +142,9 @@ fn start_log(config: &Config) -> Result<reload::Handle<EnvFilter, Subscriber>, F
     let text = || tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     let base = tracing_subscriber::registry().with(filter);
     let journal = match config.log.format {
-        LogFormat::Journal => Some(tracing_journald::layer().map_err(|error| format!("log.format = \"journal\", but there is no journal ({error}); use \"text\""))?),
+        LogFormat::Journal => Some(tracing_journald::layer().map_err(|error| {
+            format!("log.format = \"journal\", but there is no journal ({error}); use \"text\"")
+        })?),
         // systemd sets JOURNAL_STREAM for a service whose stderr is the journal.
         LogFormat::Auto if std::env::var_os("JOURNAL_STREAM").is_some() => tracing_journald::layer().ok(),
         _ => None,

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::error::line_of;
 use super::{
-    Admin, Audit, Config, ConfigError, Deadlines, Limits, Listen, Log, Sockets, Tenant, Tickets, Tls,
+    Admin, Audit, Config, ConfigError, Deadlines, Flow, Limits, Listen, Log, Sockets, Tenant, Tickets, Tls,
 };
 use crate::flow::{Driver, FlowConfig, Mode};
 use crate::ticket::TicketPolicy;
@@ -403,13 +403,15 @@ fn deadlines(context: &Context<'_>, file: &DeadlinesFile) -> Result<Deadlines, C
     })
 }
 
-fn flow(context: &Context<'_>, file: &FlowFile) -> Result<FlowConfig, ConfigError> {
-    let mut flow = FlowConfig::default();
-    flow.driver = file.driver.unwrap_or(flow.driver);
-    flow.mode = file.engine.unwrap_or(flow.mode);
-    flow.threads = file.threads.unwrap_or(flow.threads);
-    flow.pipe_bytes = file.pipe_bytes.unwrap_or(flow.pipe_bytes);
-    flow.max_pipes = file.max_pipes.unwrap_or(flow.max_pipes);
+fn flow(context: &Context<'_>, file: &FlowFile) -> Result<Flow, ConfigError> {
+    let usual = FlowConfig::default();
+    let flow = Flow {
+        driver: file.driver.unwrap_or(usual.driver),
+        mode: file.engine.unwrap_or(usual.mode),
+        threads: file.threads.unwrap_or(usual.threads),
+        pipe_bytes: file.pipe_bytes.unwrap_or(usual.pipe_bytes),
+        max_pipes: file.max_pipes.unwrap_or(usual.max_pipes),
+    };
     if !flow.pipe_bytes.is_power_of_two() || !(4096..=1 << 20).contains(&flow.pipe_bytes) {
         return Err(context.error("flow.pipe_bytes", "must be a power of two from 4096 to 1048576"));
     }

@@ -16,7 +16,7 @@ pub use error::ConfigError;
 pub use file::LogFormat;
 pub use tenant::{Cidr, TargetRange, Tenant};
 
-use crate::flow::FlowConfig;
+use crate::flow::{Driver, FlowConfig, Mode};
 use crate::ticket::TicketPolicy;
 use crate::tls::Policy;
 
@@ -38,7 +38,7 @@ pub struct Config {
     /// How long each stage may take.
     pub deadlines: Deadlines,
     /// The flow engine.
-    pub flow: FlowConfig,
+    pub flow: Flow,
     /// Socket options of both legs.
     pub sockets: Sockets,
     /// Admin socket and metrics address.
@@ -120,6 +120,29 @@ pub struct Deadlines {
     pub drain: Duration,
 }
 
+/// What of the flow engine can be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Who waits for the sockets.
+    pub driver: Driver,
+    /// How bytes are moved (`flow.engine`).
+    pub mode: Mode,
+    /// Threads; 0: one per core.
+    pub threads: usize,
+    /// Size of a pooled pipe in bytes.
+    pub pipe_bytes: usize,
+    /// Most pipes per thread.
+    pub max_pipes: usize,
+}
+
+impl Flow {
+    /// As the engine takes it.
+    pub fn engine(&self) -> FlowConfig {
+        let Self { driver, mode, threads, pipe_bytes, max_pipes } = *self;
+        FlowConfig { driver, mode, threads, pipe_bytes, max_pipes, ..FlowConfig::default() }
+    }
+}
+
 /// Socket options of both legs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sockets {
@@ -143,7 +166,7 @@ pub struct Admin {
 }
 
 /// Audit records.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Audit {
     /// JSON lines.
     pub file: Option<PathBuf>,

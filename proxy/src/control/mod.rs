@@ -14,11 +14,13 @@ use tracing_subscriber::{EnvFilter, Registry as Subscriber};
 
 pub use reload::ReloadError;
 
-use crate::admin;
 use crate::front::Fronts;
 use crate::gate::Gate;
 use crate::session::{self, CloseReason};
 use crate::ticket::Revocation;
+
+/// How long the last audit records may take to be written.
+const FLUSH: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// The level filter of the running log.
 pub type LogFilter = tracing_subscriber::reload::Handle<EnvFilter, Subscriber>;
@@ -44,7 +46,9 @@ impl Control {
     /// Refuses the tickets from now on and closes the consoles they opened; returns how many.
     pub fn revoke(&self, what: &Revocation) -> usize {
         self.gate.tickets.revoke(what, std::time::SystemTime::now());
-        let closed = session::close_all(&self.gate, CloseReason::TicketRevoked, |s| what.matches(&s.jti, &s.tenant, &s.user));
+        let closed = session::close_all(&self.gate, CloseReason::TicketRevoked, |s| {
+            what.matches(&s.jti, &s.tenant, &s.user)
+        });
         tracing::info!(?what, closed, "tickets revoked");
         closed
     }
@@ -62,17 +66,19 @@ impl Control {
 pub fn run(control: Arc<Control>, fronts: Fronts) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let cut = runtime.block_on(async {
-        let config = control.gate.config.load_full();
-        let admin = admin::Server::bind(&config.admin)?;
-        tokio::spawn(admin.serve(control.clone()));
         tokio::spawn(watch::secrets(control.clone()));
         signals(&control).await?;
         fronts.stop_accepting();
         io::Result::Ok(drain::wait(&control.gate).await)
     })?;
-    control.gate.engines.stop();
     fronts.join();
-    control.gate.audit.flush();
+    runtime.block_on(async {
+        session::close_all(&control.gate, CloseReason::Drain, |_| true);
+        control.gate.registry.emptied().await;
+    });
+    if !control.gate.audit.flush(FLUSH) {
+        tracing::error!("audit records were lost: they could not be written in time");
+    }
     if cut > 0 {
         tracing::warn!(sessions = cut, "consoles were cut at the drain deadline");
     }

@@ -38,7 +38,9 @@ impl Control {
         let result = self.reload_all();
         match &result {
             Ok(waiting) if waiting.is_empty() => tracing::info!("configuration reloaded"),
-            Ok(waiting) => tracing::warn!(?waiting, "configuration reloaded; these settings wait for a restart"),
+            Ok(waiting) => {
+                tracing::warn!(?waiting, "configuration reloaded; these settings wait for a restart")
+            }
             Err(error) => tracing::error!(%error, "configuration not reloaded; the old one stays in force"),
         }
         result

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::io::unix::AsyncFd;
 
 use super::Control;
+use crate::sys;
 
 /// Files of one rotation come within this time of each other.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -24,15 +25,16 @@ pub(super) async fn secrets(control: Arc<Control>) {
 async fn watch(control: &Control) -> io::Result<()> {
     loop {
         let directories = directories(control);
-        let inotify = AsyncFd::new(Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?)?;
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        let woken = sys::watched(inotify.as_fd().try_clone_to_owned()?)?;
         for directory in &directories {
-            inotify.get_ref().add_watch(directory, events())?;
+            inotify.add_watch(directory, events())?;
         }
         // A reload may have moved the files elsewhere: then start over with the new places.
         while directories == self::directories(control) {
-            inotify.readable().await?.clear_ready();
+            woken.readable().await?.clear_ready();
             tokio::time::sleep(SETTLE).await;
-            while inotify.get_ref().read_events().is_ok_and(|events| !events.is_empty()) {}
+            while inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
             control.reload_secrets();
         }
     }
@@ -49,5 +51,8 @@ fn events() -> AddWatchFlags {
 fn directories(control: &Control) -> BTreeSet<PathBuf> {
     let config = control.gate.config.load();
     let of = |file: &Path| file.parent().map(Path::to_path_buf);
-    [Some(config.tickets.keys.clone()), of(&config.tls.certificate), of(&config.tls.key)].into_iter().flatten().collect()
+    [Some(config.tickets.keys.clone()), of(&config.tls.certificate), of(&config.tls.key)]
+        .into_iter()
+        .flatten()
+        .collect()
 }

@@ -1,4 +1,30 @@
 //! The flow engine: two connected legs become a flow on the engine thread of a core.
+//!
+//! ```text
+//!   Engines ── submit, close ──► mailbox ──► worker::run ─┬─ ring   (io_uring: interactive on the ring)
+//!                                                         └─ epoll  (where io_uring is refused)
+//!                                               core: table of flows, deadlines, accounts
+//!                                               pump: non-blocking moves in two phases, splice(2) through pooled pipes
+//!                                               direction: when a direction takes to bulk and back
+//! ```
+
+mod buffers;
+mod config;
+mod core;
+mod direction;
+mod engines;
+mod epoll;
+mod mailbox;
+mod pipes;
+mod probe;
+mod pump;
+mod ring;
+mod slab;
+mod socket;
+mod state;
+mod stats;
+mod timers;
+mod worker;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -6,6 +32,10 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use crate::session::CloseReason;
+
+pub use config::{Driver, EngineError, FlowConfig, Mode, TurnHook};
+pub use engines::Engines;
+pub use stats::{EngineStats, Way};
 
 /// One side of a flow.
 pub enum Leg {
@@ -66,40 +96,4 @@ pub struct FlowEnd {
     pub down: u64,
     /// Smoothed round-trip times of the legs at the end (TCP_INFO), client then backend, in microseconds.
     pub rtt_us: [Option<u32>; 2],
-}
-// STANDIN
-/// d
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Driver {
-    /// d
-    #[default]
-    Auto,
-}
-/// d
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// d
-    #[default]
-    Adaptive,
-}
-/// d
-#[derive(Clone, Debug, Default)]
-#[expect(missing_docs)]
-pub struct FlowConfig {
-    pub driver: Driver,
-    pub mode: Mode,
-    pub threads: usize,
-    pub pipe_bytes: usize,
-    pub max_pipes: usize,
-}
-/// d
-pub struct Engines;
-#[expect(missing_docs)]
-impl Engines {
-    pub fn submit(&self, flow: Flow) -> Result<(), Flow> {
-        Err(flow)
-    }
-    pub fn close(&self, _id: u64, _reason: CloseReason) {}
 }

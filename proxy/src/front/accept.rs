@@ -3,7 +3,7 @@
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -42,7 +42,12 @@ impl Acceptor {
 }
 
 /// Accepts until told to stop.
-pub(super) async fn serve(gate: Arc<Gate>, listener: Listener, runtime: Runtime, mut stopped: watch::Receiver<bool>) {
+pub(super) async fn serve(
+    gate: Arc<Gate>,
+    listener: Listener,
+    runtime: Runtime,
+    mut stopped: watch::Receiver<bool>,
+) {
     let door = listener.door;
     let acceptor = match Acceptor::new(listener, runtime) {
         Ok(acceptor) => Rc::new(acceptor),
@@ -60,7 +65,7 @@ pub(super) async fn serve(gate: Arc<Gate>, listener: Listener, runtime: Runtime,
             }
             Err(error) if is_of_the_peer(&error) => {}
             Err(error) => {
-                gate.metrics.accept_failed();
+                gate.metrics.refused(door, "", "accept_failed");
                 tracing::warn!(%error, ?door, "accept failed; check the limit of open files");
                 tokio::time::sleep(REST).await;
             }
@@ -70,16 +75,22 @@ pub(super) async fn serve(gate: Arc<Gate>, listener: Listener, runtime: Runtime,
 
 /// A connection that was gone before it was accepted is no trouble of ours.
 fn is_of_the_peer(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
 }
 
 async fn connection(gate: Arc<Gate>, wire: Wire, door: Door, runtime: Runtime) {
     let accepted = Instant::now();
     gate.metrics.accepted(door);
+    let _preauth = Counted::new(gate.metrics.preauth());
     let Ok((local, peer)) = wire.addresses() else { return };
-    let caller = Caller { source: peer, local, door, accepted };
+    let caller = Caller { source: peer, peer, local, door, accepted };
     let (caller, result) = match entry(&gate, caller, wire).await {
-        Ok((caller, wire, entry, early)) => (caller, through_door(&gate, caller, wire, entry, early, runtime).await),
+        Ok((caller, wire, entry, early)) => {
+            (caller, through_door(&gate, caller, wire, entry, early, runtime).await)
+        }
         Err(refused) => (caller, Err(refused)),
     };
     if let Err(refused) = result {
@@ -88,7 +99,11 @@ async fn connection(gate: Arc<Gate>, wire: Wire, door: Door, runtime: Runtime) {
 }
 
 /// PROXY header and stage 1: who it is, and whether they may shake hands at all.
-async fn entry(gate: &Arc<Gate>, caller: Caller, wire: Wire) -> Result<(Caller, Wire, Entry, Vec<u8>), Refused> {
+async fn entry(
+    gate: &Arc<Gate>,
+    caller: Caller,
+    wire: Wire,
+) -> Result<(Caller, Wire, Entry, Vec<u8>), Refused> {
     let config = gate.config.load();
     if gate.is_draining() {
         return Err(Refused::new("draining", "the appliance is draining"));
@@ -97,15 +112,15 @@ async fn entry(gate: &Arc<Gate>, caller: Caller, wire: Wire) -> Result<(Caller, 
         let _pending = Pending::new(gate, config.limits.handshakes)?;
         let reading = proxy_header::read(wire);
         let read = tokio::time::timeout(config.deadlines.handshake, reading).await;
-        let (source, wire, early) = read.unwrap_or_else(|_| Err(Refused::new("deadline_proxy_header", "no PROXY header in time")))?;
+        let (source, wire, early) =
+            read.unwrap_or_else(|_| Err(Refused::new("deadline_proxy_header", "no PROXY header in time")))?;
         (source.unwrap_or(caller.source), wire, early)
     } else {
         (caller.source, wire, Vec::new())
     };
-    let entry = gate
-        .sources
-        .enter(source.ip(), Instant::now())
-        .map_err(|denied| Refused::new(denied.as_str(), "limits of stage 1 (`limits` in the configuration)"))?;
+    let entry = gate.sources.enter(source.ip(), Instant::now()).map_err(|denied| {
+        Refused::new(denied.as_str(), "limits of stage 1 (`limits` in the configuration)")
+    })?;
     Ok((Caller { source, ..caller }, wire, entry, early))
 }
 
@@ -121,6 +136,22 @@ async fn through_door(
     match caller.door {
         Door::Authd => authd::serve(gate, caller, wire, entry, early, runtime).await,
         _ => https::serve(gate, caller, wire, entry, early, runtime).await,
+    }
+}
+
+/// One more in a gauge, for as long as it lives.
+struct Counted<'a>(&'a AtomicI64);
+
+impl<'a> Counted<'a> {
+    fn new(gauge: &'a AtomicI64) -> Self {
+        gauge.fetch_add(1, Ordering::Relaxed);
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -142,4 +173,3 @@ impl Drop for Pending<'_> {
         self.0.headers_pending.fetch_sub(1, Ordering::Relaxed);
     }
 }
-

@@ -42,7 +42,9 @@ pub(super) async fn shake_hands(
 ) -> Result<TlsStream<UnbufferedServerConnection>, Refused> {
     let within = gate.config.load().deadlines.handshake;
     let shaking = async {
-        if early.is_empty() && wire.read_into(&mut early, 4096).await.map_err(|e| Refused::new("client_closed", e))? == 0 {
+        if early.is_empty()
+            && wire.read_into(&mut early, 4096).await.map_err(|e| Refused::new("client_closed", e))? == 0
+        {
             return Err(Refused::new("client_closed", "closed before TLS"));
         }
         if early[0] != TLS_HANDSHAKE {

@@ -30,7 +30,8 @@ pub(super) async fn run(
 ) -> Result<(), Refused> {
     let config = gate.config.load_full();
     let deadline = tokio::time::Instant::now() + config.deadlines.dialogue;
-    let mut dialogue = Dialogue { gate, caller, runtime, tls, server: Server::new(), login: None, host: None };
+    let mut dialogue =
+        Dialogue { gate, caller, runtime, tls, server: Server::new(), login: None, host: None };
     let path = loop {
         let line = match timeout_at(deadline, dialogue.tls.read_line()).await {
             Ok(Ok(line)) => line,
@@ -39,13 +40,24 @@ pub(super) async fn run(
                 return Err(dialogue.goodbye(&reply, Refused::new("malformed", error)).await);
             }
             Ok(Err(error)) => return Err(Refused::new("client_closed", error).of(&dialogue.who())),
-            Err(_) => return Err(dialogue.refuse(Refusal::Deadline, Refused::new("deadline_dialogue", "the client's dialogue took too long")).await),
+            Err(_) => {
+                return Err(dialogue
+                    .refuse(
+                        Refusal::Deadline,
+                        Refused::new("deadline_dialogue", "the client's dialogue took too long"),
+                    )
+                    .await);
+            }
         };
         match dialogue.server.line(&line) {
             Action::Reply(reply) => dialogue.say(&reply).await?,
             Action::Goodbye(reply) => {
                 let (quit, who) = (reply.starts_with("221"), dialogue.who());
-                let reason = if quit { Refused::new("quit", "the client said QUIT") } else { Refused::new("bad_dialogue", reply.trim_end()) };
+                let reason = if quit {
+                    Refused::new("quit", "the client said QUIT")
+                } else {
+                    Refused::new("bad_dialogue", reply.trim_end())
+                };
                 return Err(dialogue.goodbye(&reply, reason.of(&who)).await);
             }
             Action::Login { ticket } => dialogue.login(&ticket).await?,
@@ -81,9 +93,20 @@ impl Dialogue<'_> {
         let admitted = if self.gate.is_draining() {
             Err((Refusal::Draining, Refused::new("draining", "the appliance is draining")))
         } else {
-            self.gate.tenants.admit(permit.tenant(), permit.user(), Instant::now()).map_err(|denied| match denied {
-                Denied::UnknownTenant => (Refusal::NoAccess, Refused::new(denied.as_str(), "no such tenant in the configuration")),
-                _ => (Refusal::Busy, Refused::new(denied.as_str(), "a limit of the tenant (`tenants` in the configuration)")),
+            self.gate.tenants.admit(permit.tenant(), permit.user(), Instant::now()).map_err(|denied| {
+                match denied {
+                    Denied::UnknownTenant => (
+                        Refusal::NoAccess,
+                        Refused::new(denied.as_str(), "no such tenant in the configuration"),
+                    ),
+                    _ => (
+                        Refusal::Busy,
+                        Refused::new(
+                            denied.as_str(),
+                            "a limit of the tenant (`tenants` in the configuration)",
+                        ),
+                    ),
+                }
             })
         };
         match admitted {
@@ -119,7 +142,9 @@ impl Dialogue<'_> {
         }
         if !self.tls.unread().is_empty() {
             let reply = self.server.malformed(crate::protocol::line::LineError::BadByte);
-            return Err(self.goodbye(&reply, Refused::new("malformed", "bytes behind CONNECT inside TLS no. 1")).await);
+            return Err(self
+                .goodbye(&reply, Refused::new("malformed", "bytes behind CONNECT inside TLS no. 1"))
+                .await);
         }
         self.reach_host().await?;
         let (Some((permit, admission)), Some(host)) = (self.login.take(), self.host.take()) else {
@@ -137,7 +162,16 @@ impl Dialogue<'_> {
         self.tls.write_all(reply.as_bytes()).await.map_err(|e| Refused::new("client_closed", e).of(&who))?;
         let (wire, to_backend) = self.tls.into_raw();
         let client = wire.into_fd().map_err(|e| Refused::new("internal", e).of(&who))?;
-        let over = HandOver { caller: self.caller, entry, permit, admission, client, backend, to_backend, to_client };
+        let over = HandOver {
+            caller: self.caller,
+            entry,
+            permit,
+            admission,
+            client,
+            backend,
+            to_backend,
+            to_client,
+        };
         session::hand_over(self.gate, over).map_err(|error| Refused::new("internal", error).of(&who))
     }
 
@@ -149,7 +183,12 @@ impl Dialogue<'_> {
         let Some((permit, admission)) = &self.login else { return Err(self.lost().await) };
         let config = self.gate.config.load_full();
         let (target, tenant) = (permit.target(), admission.tenant());
-        let how = Dial { tenant, sockets: &config.sockets, within: config.deadlines.connect, runtime: self.runtime };
+        let how = Dial {
+            tenant,
+            sockets: &config.sockets,
+            within: config.deadlines.connect,
+            runtime: self.runtime,
+        };
         let began = Instant::now();
         let reached = async {
             let wire = EsxiMks::connect(target, how).await?;

@@ -33,7 +33,12 @@ pub struct Fronts {
 
 impl Fronts {
     /// Starts `threads` of them; every listener is served by all.
-    pub fn start(gate: &Arc<Gate>, listeners: &[Listener], threads: usize, runtime: Runtime) -> io::Result<Self> {
+    pub fn start(
+        gate: &Arc<Gate>,
+        listeners: &[Listener],
+        threads: usize,
+        runtime: Runtime,
+    ) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let mut fronts = Self { stop, threads: Vec::new() };
         for n in 0..threads {

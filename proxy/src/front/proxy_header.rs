@@ -29,7 +29,12 @@ pub(super) async fn read(mut wire: Wire) -> Result<(Option<SocketAddr>, Wire, Ve
                 return Ok((source, wire, buffer));
             }
             Parsed::Incomplete if buffer.len() < MAX_HEADER => {}
-            _ => return Err(Refused::new("proxy_header", "the load balancer sent no PROXY header; switch `send-proxy` on there, or take its address out of `proxy_protocol.from`")),
+            _ => {
+                return Err(Refused::new(
+                    "proxy_header",
+                    "the load balancer sent no PROXY header; switch `send-proxy` on there, or take its address out of `proxy_protocol.from`",
+                ));
+            }
         }
         let read = wire.read_into(&mut buffer, MAX_HEADER).await;
         if read.map_err(|e| Refused::new("client_closed", e))? == 0 {
@@ -57,8 +62,12 @@ fn parse(buffer: &[u8]) -> Parsed {
         }
         HeaderResult::V2(Ok(header)) => {
             let source = match (header.command, header.addresses) {
-                (v2::Command::Proxy, v2::Addresses::IPv4(a)) => Some((a.source_address, a.source_port).into()),
-                (v2::Command::Proxy, v2::Addresses::IPv6(a)) => Some((a.source_address, a.source_port).into()),
+                (v2::Command::Proxy, v2::Addresses::IPv4(a)) => {
+                    Some((a.source_address, a.source_port).into())
+                }
+                (v2::Command::Proxy, v2::Addresses::IPv6(a)) => {
+                    Some((a.source_address, a.source_port).into())
+                }
                 _ => None,
             };
             Parsed::Header(header.len(), source)
@@ -95,7 +104,9 @@ mod tests {
 
     #[test]
     fn what_is_no_header_is_invalid() {
-        for bytes in [&b"\x16\x03\x01\x02\0\x01"[..], b"GET / HTTP/1.1\r\n", b"PROXY TCP4 x y 1 2\r\n", b"USER x\r\n"] {
+        for bytes in
+            [&b"\x16\x03\x01\x02\0\x01"[..], b"GET / HTTP/1.1\r\n", b"PROXY TCP4 x y 1 2\r\n", b"USER x\r\n"]
+        {
             assert_eq!(parse(bytes), Parsed::Invalid, "{bytes:?}");
         }
     }

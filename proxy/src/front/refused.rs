@@ -1,7 +1,9 @@
 //! A connection that did not become a session: counted, recorded, logged, with what the operator needs and no secret.
 
 use std::fmt::Display;
+use std::time::Instant;
 
+use crate::audit::Refusal;
 use crate::gate::{Caller, Gate};
 
 /// Why a connection ended before the hand-over.
@@ -44,7 +46,10 @@ impl Refused {
     pub(super) fn account(self, gate: &Gate, caller: &Caller) {
         let tenant = self.who.as_ref().map_or("", |who| who.tenant.as_str());
         gate.metrics.refused(caller.door, tenant, self.reason);
-        gate.audit.refused(caller, &self);
+        let (user, jti) = self.who.as_ref().map_or(("", ""), |who| (&who.user, &who.jti));
+        let refusal =
+            Refusal { door: caller.door, source: caller.source, tenant, user, jti, reason: self.reason };
+        gate.audit.refused(&refusal, Instant::now());
         tracing::debug!(reason = self.reason, source = %caller.source, door = ?caller.door, tenant, detail = self.detail, "refused");
     }
 }

@@ -8,7 +8,8 @@ pub const MAX_HEAD: usize = 8 * 1024;
 const MAX_HEADERS: usize = 64;
 
 /// The reply that turns the connection into the authd dialogue.
-pub const SWITCH_TO_MKS: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: mks\r\n\r\n";
+pub const SWITCH_TO_MKS: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: mks\r\n\r\n";
 
 /// A request's head.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +45,9 @@ impl Head {
         let len = match request.parse(scan) {
             Ok(httparse::Status::Complete(len)) => len,
             Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD => return Ok(None),
-            Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
+            Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
+                return Err(HeadError::TooLarge);
+            }
             Err(_) => return Err(HeadError::Malformed),
         };
         let mut headers = Vec::new();
@@ -56,7 +59,8 @@ impl Head {
             return Err(HeadError::Malformed);
         };
         let head = Self { method: method.into(), target: target.into(), headers };
-        let has_body = head.header("transfer-encoding").is_some() || head.header("content-length").is_some_and(|n| n != "0");
+        let has_body = head.header("transfer-encoding").is_some()
+            || head.header("content-length").is_some_and(|n| n != "0");
         if has_body { Err(HeadError::Body) } else { Ok(Some((head, len))) }
     }
 
@@ -148,7 +152,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const UPGRADE: &[u8] = b"GET /mks HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: MKS\r\n\r\nrest";
+    const UPGRADE: &[u8] =
+        b"GET /mks HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: MKS\r\n\r\nrest";
 
     #[test]
     fn an_upgrade_is_found_however_the_bytes_are_cut() {

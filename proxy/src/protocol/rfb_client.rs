@@ -2,7 +2,7 @@
 //! password answered by the proxy, so that the browser never knows it.
 
 use des::Des;
-use des::cipher::{BlockEncrypt, KeyInit};
+use des::cipher::{BlockCipherEncrypt, KeyInit};
 use thiserror::Error;
 use zeroize::Zeroizing;
 

@@ -3,14 +3,14 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{CloseReason, Registry, Session};
 use crate::admission::{Admission, Entry};
 use crate::flow::{Flow, FlowCounters, FlowEnd, FlowLimits, Leg};
 use crate::gate::{Caller, Gate};
 use crate::metrics::Stage;
-use crate::ticket::Permit;
+use crate::ticket::{Permit, TicketUse};
 
 /// Everything a session is made of.
 pub struct HandOver {
@@ -47,24 +47,27 @@ pub fn hand_over(gate: &Arc<Gate>, over: HandOver) -> io::Result<()> {
     };
     let counters = Arc::new(FlowCounters::default());
     let session = Arc::new(Session {
-        id: gate.next_session(),
+        id: gate.registry.next_id(),
         door: caller.door,
         tenant: admission.name().clone(),
-        user: admission.user().clone(),
+        user: permit.user().into(),
         vm: permit.vm().into(),
         jti: permit.jti().into(),
         mark: tenant.number,
         source: caller.source,
+        peer: caller.peer,
         local: caller.local,
         backend_local,
         backend: backend_peer,
         started: SystemTime::now(),
+        since: now,
         counters: counters.clone(),
     });
     entry.handed_over();
-    let held = Held { gate: gate.clone(), session: session.clone(), began: now, _slots: (entry, permit.into_use(), admission) };
+    let held =
+        Held { gate: gate.clone(), session: session.clone(), slots: (entry, permit.into_use(), admission) };
     gate.registry.insert(session.clone());
-    gate.audit.open(&session);
+    gate.audit.opened(&session);
     gate.metrics.opened(&session.tenant, session.door);
     tracing::info!(session = session.id, tenant = &*session.tenant, user = &*session.user, vm = &*session.vm, jti = &*session.jti, source = %session.source, backend = %session.backend, "console opened");
     let flow = Flow {
@@ -92,39 +95,48 @@ pub fn hand_over(gate: &Arc<Gate>, over: HandOver) -> io::Result<()> {
 struct Held {
     gate: Arc<Gate>,
     session: Arc<Session>,
-    began: Instant,
-    _slots: (Entry, crate::ticket::Use, Admission),
+    slots: (Entry, TicketUse, Admission),
 }
 
 impl Held {
     fn end(self, end: &FlowEnd) {
-        let Self { gate, session, began, _slots } = self;
+        let Self { gate, session, slots } = self;
         // Slots first: whoever learns of the end, from the registry or the audit file, may come again at once.
-        drop(_slots);
-        let lived = began.elapsed();
+        drop(slots);
+        let lived = session.since.elapsed();
         gate.registry.remove(session.id);
         gate.metrics.closed(&session.tenant, end.reason, end.up, end.down, lived);
-        gate.metrics.record(Stage::Session, lived);
         for (stage, rtt) in [(Stage::ClientRtt, end.rtt_us[0]), (Stage::BackendRtt, end.rtt_us[1])] {
             if let Some(us) = rtt {
-                gate.metrics.record(stage, std::time::Duration::from_micros(us.into()));
+                gate.metrics.record(stage, Duration::from_micros(us.into()));
             }
         }
-        gate.audit.close(&session, end);
-        tracing::info!(session = session.id, tenant = &*session.tenant, jti = &*session.jti, reason = end.reason.as_str(), up = end.up, down = end.down, seconds = lived.as_secs(), "console closed");
+        gate.audit.closed(&session, end);
+        tracing::info!(
+            session = session.id,
+            tenant = &*session.tenant,
+            jti = &*session.jti,
+            reason = end.reason.as_str(),
+            up = end.up,
+            down = end.down,
+            seconds = lived.as_secs(),
+            "console closed"
+        );
     }
 }
 
 fn addresses(socket: &impl AsFd) -> io::Result<(std::net::SocketAddr, std::net::SocketAddr)> {
     let socket = socket2::SockRef::from(socket);
-    let internet = |address: socket2::SockAddr| address.as_socket().ok_or(io::Error::from(io::ErrorKind::Unsupported));
+    let internet =
+        |address: socket2::SockAddr| address.as_socket().ok_or(io::Error::from(io::ErrorKind::Unsupported));
     Ok((internet(socket.local_addr()?)?, internet(socket.peer_addr()?)?))
 }
 
 /// Closes every session that `selects`, with this reason; returns how many.
 pub fn close_all(gate: &Gate, reason: CloseReason, selects: impl Fn(&Session) -> bool) -> usize {
     let registry: &Registry = &gate.registry;
-    let chosen: Vec<u64> = registry.list().iter().filter(|session| selects(session)).map(|session| session.id).collect();
+    let chosen: Vec<u64> =
+        registry.list().iter().filter(|session| selects(session)).map(|session| session.id).collect();
     for id in &chosen {
         gate.engines.close(*id, reason);
     }

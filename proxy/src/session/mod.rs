@@ -6,4 +6,4 @@ mod registry;
 
 pub use close::{CloseReason, Fault};
 pub use hand_over::{HandOver, close_all, hand_over};
-pub use registry::{Registry, Session};
+pub use registry::{Registry, Selector, Session, SessionView, SocketView, rfc3339};

@@ -1,69 +1,34 @@
 //! Sealed tickets: what they say, who may seal and open them, how often they may be used.
+//!
+//! ```text
+//! sealed text ─ jwe ─► claims ─ policy ─► times, issuer ─ table ─► use ─► Permit
+//!               keys                      revocations
+//! ```
+//!
+//! [`Permit`] has no public constructor: [`Tickets::open`] is the only place that makes one (invariant 1). Nothing here
+//! asks for the time; the caller passes it.
 
 mod claims;
+mod error;
+mod jwe;
+mod keys;
+mod permit;
+mod policy;
+mod revocation;
+mod table;
+mod tickets;
 
-pub use claims::{Claims, Target, TargetKind};
-// STANDIN
-/// d
-#[derive(Clone, Debug)]
-#[expect(missing_docs)]
-pub struct TicketPolicy {
-    pub issuer: Option<String>,
-    pub audience: Option<String>,
-    pub first_use: std::time::Duration,
-    pub reconnect: std::time::Duration,
-    pub clock_skew: std::time::Duration,
-    pub max_connections: u32,
-    pub max_tracked: usize,
-    pub bind_source: bool,
-}
-/// d
-pub struct Permit;
-#[expect(missing_docs)]
-impl Permit {
-    pub fn tenant(&self) -> &str {
-        ""
-    }
-    pub fn user(&self) -> &str {
-        ""
-    }
-    pub fn vm(&self) -> &str {
-        ""
-    }
-    pub fn jti(&self) -> &str {
-        ""
-    }
-    pub fn target(&self) -> &Target {
-        todo!()
-    }
-    pub fn session(&self) -> Option<std::time::Duration> {
-        None
-    }
-}
-/// d
-pub struct Tickets;
-#[expect(missing_docs)]
-impl Tickets {
-    pub fn open(
-        &self,
-        _t: &str,
-        _s: std::net::IpAddr,
-        _n: std::time::SystemTime,
-    ) -> Result<Permit, TicketError> {
-        Err(TicketError)
-    }
-}
-/// d
-#[derive(Debug)]
-pub struct TicketError;
-#[expect(missing_docs)]
-impl TicketError {
-    pub fn as_str(&self) -> &'static str {
-        ""
-    }
-}
-impl std::fmt::Display for TicketError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("")
-    }
+pub use claims::{ClaimError, Claims, Target, TargetKind};
+pub use error::{Bearer, Refusal, TicketError};
+pub use jwe::{JweError, MAX_SEALED, SealError};
+pub use keys::{KeyError, KeyRing, create_key_file};
+pub use permit::{Permit, TicketUse};
+pub use policy::TicketPolicy;
+pub use revocation::Revocation;
+pub use table::TicketState;
+pub use tickets::{TicketStats, Tickets};
+
+/// A duration since the Unix epoch; a clock before it counts as the epoch, so that nothing is valid by accident.
+fn since_epoch(now: std::time::SystemTime) -> std::time::Duration {
+    now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }

@@ -33,7 +33,7 @@ impl Control {
 }
 
 /// What stood in the stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The header of a data frame, as it came; only where frames pass whole. Its payload follows, still masked.
     Header([u8; HEADER_ROOM], usize),
