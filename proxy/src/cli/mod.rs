@@ -2,6 +2,7 @@
 
 mod check;
 mod serve;
+mod ticket;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,6 +26,8 @@ enum Command {
     Serve(ConfigArg),
     /// Check a configuration, its keys and its certificate; point at what is wrong.
     Check(ConfigArg),
+    /// Make keys, seal and open tickets.
+    Ticket(ticket::TicketCommand),
 }
 
 /// Which configuration.
@@ -40,6 +43,7 @@ pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(arg) => serve::run(&arg.config),
         Command::Check(arg) => check::run(&arg.config),
+        Command::Ticket(command) => command.run().map_err(Into::into),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -159,7 +159,7 @@ impl Dialogue<'_> {
         };
         self.gate.metrics.record(Stage::BackendHandshake, began.elapsed());
         let reply = self.server.connected(&path);
-        self.tls.write_all(reply.as_bytes()).await.map_err(|e| Refused::new("client_closed", e).of(&who))?;
+        self.tls.write_last(reply.as_bytes()).await.map_err(|e| Refused::new("client_closed", e).of(&who))?;
         let (wire, to_backend) = self.tls.into_raw();
         let client = wire.into_fd().map_err(|e| Refused::new("internal", e).of(&who))?;
         let over = HandOver {
