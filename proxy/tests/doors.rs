@@ -10,6 +10,8 @@ use mksgate_bench::sim::{Esxi, EsxiConfig, EventKind, Fault, Faults, Screen, Ste
 use support::client::{self, Tls};
 use support::{Appliance, HOST_TICKET, PATIENCE, Setup, VM, now};
 
+type Door = fn(SocketAddr) -> Tls;
+
 fn echo_host() -> Esxi {
     host(EsxiConfig::default())
 }
@@ -28,8 +30,7 @@ fn ping(stream: &mut std::net::TcpStream, text: &[u8]) {
 #[test]
 fn a_ticket_opens_a_console_through_both_doors_and_its_end_is_accounted() {
     let (mut gate, host) = (Setup::new().start(), echo_host());
-    let doors: [(fn(SocketAddr) -> Tls, SocketAddr); 2] =
-        [(client::authd, gate.authd), (client::mks, gate.tls)];
+    let doors: [(Door, SocketAddr); 2] = [(client::authd, gate.authd), (client::mks, gate.tls)];
     for (through, address) in doors {
         let mut stream = client::open(through(address), &gate.ticket(&host), VM).unwrap();
         ping(&mut stream, b"hello console");
@@ -108,6 +109,7 @@ fn wrong_dialogues_get_the_protocols_own_codes() {
             assert!(tls.ask("QUIT").unwrap().starts_with("221"));
         }
         assert_eq!(tls.rest(), "");
+        drop(tls);
         gate.wait_refused(reason);
     }
     let mut tls = client::authd(gate.authd);

@@ -58,7 +58,7 @@ fn a_password_guesser_gets_refusals_and_others_their_consoles() {
     let seen = nmap(&gate, &["-sV", "--script", "vmauthd-brute", "--script-args", &args]);
     assert!(seen.contains("No valid accounts found"), "{seen}");
     assert!(seen.contains("Performed "), "it guessed nothing: {seen}");
-    let refused = gate.metric("mksgate_refused_total", &["door=\"authd\""]);
+    let refused = gate.metric("mksgate_refusals_total", &["door=\"authd\""]);
     assert!(refused >= 3.0, "{refused} refusals counted");
     assert_eq!(gate.metric("mksgate_sessions", &[]), 0.0);
 

@@ -12,6 +12,8 @@ use crate::sh::{self, cargo, command, find, run, succeeds, target};
 
 /// Python packages of the tests: independent implementations to test against.
 const REQUIREMENTS: &str = "xtask/requirements.txt";
+/// Where Debian puts LLVM 22.
+const LLVM: &str = "/usr/lib/llvm-22";
 
 /// A task that needs something.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -47,8 +49,6 @@ enum Source {
     Cargo(&'static [&'static str]),
     /// The virtual environment under the build directory.
     Python,
-    /// bpf-linker, which has to fit the compiler that is there.
-    BpfLinker,
 }
 
 const NEEDS: &[Need] = &[
@@ -136,14 +136,28 @@ const NEEDS: &[Need] = &[
         why: "builds the XDP program",
         jobs: &[Job::Ebpf, Job::Test],
         found: || nightly_source() || debian_source(),
-        from: Source::Apt(&["rustc-web", "rust-web-src", "llvm-22-dev"]),
+        from: Source::Apt(&["rustc-web", "rust-web-src"]),
+    },
+    Need {
+        what: "LLVM 22",
+        why: "bpf-linker is built with it; it must be at least the BPF compiler's",
+        jobs: &[Job::Ebpf, Job::Test],
+        found: || find("bpf-linker").is_some() || Path::new(LLVM).exists(),
+        from: Source::Apt(&["llvm-22-dev"]),
     },
     Need {
         what: "bpf-linker",
         why: "links the XDP program",
         jobs: &[Job::Ebpf, Job::Test],
         found: || find("bpf-linker").is_some(),
-        from: Source::BpfLinker,
+        from: Source::Cargo(&[
+            "bpf-linker",
+            "--version",
+            "0.13.0",
+            "--no-default-features",
+            "--features",
+            "llvm-22",
+        ]),
     },
 ];
 
@@ -159,9 +173,10 @@ pub fn all(job: Option<Job>) -> Result<()> {
     for need in missing {
         match need.from {
             Source::Apt(_) => {}
-            Source::Cargo(args) => run(cargo().args(["install", "--locked"]).args(args))?,
+            Source::Cargo(args) => {
+                run(cargo().args(["install", "--locked"]).args(args).env("LLVM_PREFIX", LLVM))?;
+            }
             Source::Python => python_install()?,
-            Source::BpfLinker => bpf_linker()?,
         }
         if !(need.found)() {
             bail!("{} was installed and is still not found; is ~/.cargo/bin in PATH?", need.what);
@@ -199,7 +214,6 @@ fn list(missing: &[&Need]) {
             Source::Python => {
                 format!("pip install -r {REQUIREMENTS}, into {}", target().join("venv").display())
             }
-            Source::BpfLinker => "cargo install --locked bpf-linker".to_owned(),
         };
         eprintln!("  {} ({}): {from}", need.what, need.why);
     }
@@ -261,31 +275,18 @@ fn python_install() -> Result<()> {
 
 /// A nightly toolchain of rustup with the library's source.
 fn nightly_source() -> bool {
-    let rustc = command("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]).output();
-    rustc.is_ok_and(|rustc| {
+    has_library_source(command("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]))
+}
+
+/// Debian's own compiler with the library's source.
+fn debian_source() -> bool {
+    has_library_source(command("/usr/bin/rustc").args(["--print", "sysroot"]))
+}
+
+/// Whether the sysroot that this prints holds the source of `core`.
+fn has_library_source(print_sysroot: &mut Command) -> bool {
+    print_sysroot.output().is_ok_and(|rustc| {
         let sysroot = String::from_utf8_lossy(&rustc.stdout).trim().to_owned();
         rustc.status.success() && Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").exists()
     })
-}
-
-/// Debian's own compiler, library source and LLVM, which fit each other.
-fn debian_source() -> bool {
-    let sysroot = command("/usr/bin/rustc").args(["--print", "sysroot"]).output();
-    sysroot.is_ok_and(|rustc| {
-        let sysroot = String::from_utf8_lossy(&rustc.stdout).trim().to_owned();
-        rustc.status.success()
-            && Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").exists()
-            && Path::new("/usr/lib/llvm-22").exists()
-    })
-}
-
-/// Its LLVM must be at least the compiler's.
-fn bpf_linker() -> Result<()> {
-    let mut install = cargo();
-    install.args(["install", "--locked", "bpf-linker"]);
-    if !nightly_source() {
-        install.args(["--version", "0.13.0", "--no-default-features", "--features", "llvm-22"]);
-        install.env("LLVM_PREFIX", "/usr/lib/llvm-22");
-    }
-    run(&mut install)
 }

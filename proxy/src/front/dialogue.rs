@@ -6,8 +6,8 @@ use std::time::{Instant, SystemTime};
 use rustls::server::UnbufferedServerConnection;
 use tokio::time::timeout_at;
 
-use super::Refused;
 use super::refused::Who;
+use super::{FAREWELL, Refused};
 use crate::admission::{Admission, Denied, Entry};
 use crate::backend::{BackendError, Dial, EsxiMks};
 use crate::gate::{Caller, Gate};
@@ -217,8 +217,7 @@ impl Dialogue<'_> {
 
     /// Tells the client and hands the reason on. Whether the client still listens changes nothing.
     async fn goodbye(&mut self, line: &str, refused: Refused) -> Refused {
-        let within = self.gate.config.load().deadlines.handshake;
-        let _ = tokio::time::timeout(within, self.tls.farewell(line.as_bytes())).await;
+        let _ = tokio::time::timeout(FAREWELL, self.tls.farewell(line.as_bytes())).await;
         refused.of(&self.who())
     }
 

@@ -140,6 +140,14 @@ pub enum Door {
 }
 
 impl Door {
+    /// Which listener it stands behind: `authd` or `tls`.
+    pub fn listener(self) -> &'static str {
+        match self {
+            Self::Authd => "authd",
+            _ => "tls",
+        }
+    }
+
     /// How many there are.
     pub const COUNT: usize = 2;
 

@@ -17,8 +17,7 @@ pub fn check(demo: &Demo, qemu: bool) -> Result<()> {
     println!("\nTCP 902's way, {}:", demo.authd);
     console(demo, demo.viewer, qemu)?;
     println!("\nTLS 443's way, {}:", demo.tls);
-    let viewer = super::free(5901)?;
-    let _connect = start_connect(&demo.files, demo.tls, &demo.ticket, viewer)?;
+    let (_connect, viewer) = start_connect(&demo.files, "mks", demo.tls, &demo.ticket, super::free(5901)?)?;
     console(demo, viewer, qemu)?;
 
     wait("both consoles in the audit trail", || Ok(audit(demo)?.len() >= 4))?;

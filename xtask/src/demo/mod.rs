@@ -89,8 +89,7 @@ impl Demo {
         files.config(tls, authd, metrics)?;
         let gate = start_gate(&files)?;
         let ticket = seal(&files, &host)?;
-        let viewer = free(5900)?;
-        let connect = start_connect(&files, authd, &ticket, viewer)?;
+        let (connect, viewer) = start_connect(&files, "authd", authd, &ticket, free(5900)?)?;
         Ok(Self { connect, viewer, gate, tls, authd, metrics, ticket, sim, qemu, files })
     }
 
@@ -102,9 +101,9 @@ impl Demo {
 A console of {VM} is waiting. Paste one of these into another terminal:
 
   a VNC viewer           vncviewer {viewer_host}::{viewer_port}
-  what runs behind it    {mksgate} connect --thumbprint {thumbprint} --listen {viewer} \\
+  another, through 902   {mksgate} connect --door authd --listen 127.0.0.1:0 --thumbprint {thumbprint} \\
                            'mks://{authd}/{VM}?ticket=TICKET'
-  the same through 443   {mksgate} connect --thumbprint {thumbprint} --listen 127.0.0.1:5901 \\
+  another, through 443   {mksgate} connect --door mks --listen 127.0.0.1:0 --thumbprint {thumbprint} \\
                            'mks://{tls}/{VM}?ticket=TICKET'
   live consoles          {mksgate} sessions list --admin {socket}
   metrics                curl -s http://{metrics}/metrics
@@ -115,7 +114,6 @@ A console of {VM} is waiting. Paste one of these into another terminal:
   files                  {dir}: mksgate.toml, audit.jsonl, logs of each part",
             viewer_host = self.viewer.ip(),
             viewer_port = self.viewer.port(),
-            viewer = self.viewer,
             authd = self.authd,
             tls = self.tls,
             metrics = self.metrics,
@@ -182,25 +180,26 @@ fn seal(files: &Files, host: &Host) -> Result<String> {
     Ok(String::from_utf8(sealed.stdout)?.trim().to_owned())
 }
 
-fn start_connect(files: &Files, door: SocketAddr, ticket: &str, viewer: SocketAddr) -> Result<Part> {
+/// `mksgate connect` through a door, and where viewers reach it.
+fn start_connect(
+    files: &Files,
+    door: &str,
+    gate: SocketAddr,
+    ticket: &str,
+    listen: SocketAddr,
+) -> Result<(Part, SocketAddr)> {
     let mut connect = Command::new(binary("mksgate"));
     connect
-        .args(["connect", "--thumbprint", &files.thumbprint, "--listen", &viewer.to_string()])
-        .arg(format!("mks://{door}/{VM}?ticket={ticket}"))
-        // The door is on this machine.
-        .env_remove("HTTPS_PROXY")
-        .env_remove("https_proxy");
-    let name = format!("connect-{}.log", viewer.port());
-    let mut part = Part::start("mksgate connect", &mut connect, &files.path(&name))?;
-    let start = Instant::now();
-    while !listens(viewer) {
-        part.alive()?;
-        if start.elapsed() > READY {
-            bail!("mksgate connect does not listen on {viewer}; its log is {}", part.log().display());
-        }
-        sleep(Duration::from_millis(50));
-    }
-    Ok(part)
+        .args(["connect", "--proxy", "none", "--door", door, "--thumbprint", &files.thumbprint])
+        .args(["--listen", &listen.to_string()])
+        .arg(format!("mks://{gate}/{VM}?ticket={ticket}"))
+        .stdout(Stdio::piped());
+    let log = files.path(&format!("connect-{door}.log"));
+    let mut part = Part::start("mksgate connect", &mut connect, &log)?;
+    // "viewers connect to 127.0.0.1::5900 (…)"
+    let line = part.first_line()?;
+    let viewer = line.split_whitespace().find_map(|word| word.replace("::", ":").parse().ok());
+    Ok((part, viewer.with_context(|| format!("mksgate connect said: {line}"))?))
 }
 
 fn start_qemu(files: &Files) -> Result<(Part, SocketAddr)> {
@@ -233,11 +232,6 @@ fn free(wanted: u16) -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, wanted))
         .or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
     Ok(listener.local_addr()?)
-}
-
-/// Whether somebody listens there, without opening a connection: one would be a viewer.
-fn listens(addr: SocketAddr) -> bool {
-    TcpListener::bind(addr).is_err()
 }
 
 fn binary(name: &str) -> PathBuf {

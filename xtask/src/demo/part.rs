@@ -1,7 +1,7 @@
 //! A program of the demo: started apart from the terminal's Ctrl-C, its log in a file, ended when dropped.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -38,15 +38,14 @@ impl Part {
         self.child.id()
     }
 
-    pub fn log(&self) -> &Path {
-        &self.log
-    }
-
     /// The first line of its standard output.
     pub fn first_line(&mut self) -> Result<String> {
         let stdout = self.child.stdout.take().context("standard output was read before")?;
         let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
+        let mut reader = BufReader::new(stdout);
+        reader.read_line(&mut line)?;
+        // Kept open: a program must not fail because nobody reads what else it says.
+        std::thread::spawn(move || io::copy(&mut reader, &mut io::sink()));
         if line.is_empty() {
             self.alive()?;
             bail!("{} printed nothing", self.name);
