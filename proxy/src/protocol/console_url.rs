@@ -90,10 +90,14 @@ mod tests {
 
     #[test]
     fn other_paths_are_no_consoles_and_bad_tickets_are_said_to_be() {
-        for target in ["/", "/console/", "/;x", "/99999;x", "/a;x", "//902;x", "/ticket", "/../ticket/x", "902;x", "*"] {
+        for target in
+            ["/", "/console/", "/;x", "/99999;x", "/a;x", "//902;x", "/ticket", "/../ticket/x", "902;x", "*"]
+        {
             assert!(ConsoleUrl::parse(target).is_none(), "{target}");
         }
-        for target in ["/902;", "/ticket/", "/ticket/%", "/ticket/%4", "/ticket/%zz", "/ticket/%00", "/ticket/%ff"] {
+        for target in
+            ["/902;", "/ticket/", "/ticket/%", "/ticket/%4", "/ticket/%zz", "/ticket/%00", "/ticket/%ff"]
+        {
             assert_eq!(ConsoleUrl::parse(target), Some(Err(BadTicket)), "{target}");
         }
     }

@@ -115,7 +115,9 @@ impl ClientHandshake {
 
     /// 3.3: the server decides alone.
     fn security_decided(&mut self, buffer: &mut Vec<u8>) -> Result<Step, RfbClientError> {
-        let Some(kind) = buffer.first_chunk::<4>().map(|b| u32::from_be_bytes(*b)) else { return Ok(Step::Wait) };
+        let Some(kind) = buffer.first_chunk::<4>().map(|b| u32::from_be_bytes(*b)) else {
+            return Ok(Step::Wait);
+        };
         match kind {
             0 => {
                 let mut rest = buffer[4..].to_vec();
@@ -172,7 +174,9 @@ impl ClientHandshake {
     }
 
     fn result(&mut self, version: Version, buffer: &mut Vec<u8>) -> Result<Step, RfbClientError> {
-        let Some(result) = buffer.first_chunk::<4>().map(|b| u32::from_be_bytes(*b)) else { return Ok(Step::Wait) };
+        let Some(result) = buffer.first_chunk::<4>().map(|b| u32::from_be_bytes(*b)) else {
+            return Ok(Step::Wait);
+        };
         if result == 0 {
             buffer.drain(..4);
             self.state = State::ClientInit;
@@ -187,7 +191,9 @@ impl ClientHandshake {
 
     /// A refusal's text: a length and so many bytes.
     fn reason(&self, rest: &mut Vec<u8>) -> Result<Step, RfbClientError> {
-        let Some(len) = rest.first_chunk::<4>().map(|b| u32::from_be_bytes(*b)) else { return Ok(Step::Wait) };
+        let Some(len) = rest.first_chunk::<4>().map(|b| u32::from_be_bytes(*b)) else {
+            return Ok(Step::Wait);
+        };
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(MAX_REASON);
         let Some(text) = rest.get(4..4 + len) else { return Ok(Step::Wait) };
         let text: String = String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect();
@@ -223,7 +229,13 @@ mod tests {
         loop {
             match handshake.step(&mut buffer) {
                 Ok(Step::Send(bytes)) => sent.extend(bytes),
-                Ok(Step::Done) => return (sent, [&buffer, pieces.collect::<Vec<_>>().concat().as_slice()].concat(), Ok(true)),
+                Ok(Step::Done) => {
+                    return (
+                        sent,
+                        [&buffer, pieces.collect::<Vec<_>>().concat().as_slice()].concat(),
+                        Ok(true),
+                    );
+                }
                 Ok(Step::Wait) => match pieces.next() {
                     Some(piece) => buffer.extend_from_slice(piece),
                     None => return (sent, buffer, Ok(false)),
@@ -238,7 +250,11 @@ mod tests {
         let challenge = [7u8; 16];
         let answered = answer("secret", &challenge);
         for (password, server, client) in [
-            (None, [&b"RFB 003.008\n\x01\x01\0\0\0\0"[..]].concat(), [&b"RFB 003.008\n\x01\x01"[..]].concat()),
+            (
+                None,
+                [&b"RFB 003.008\n\x01\x01\0\0\0\0"[..]].concat(),
+                [&b"RFB 003.008\n\x01\x01"[..]].concat(),
+            ),
             (None, b"RFB 003.889\n\x02\x1e\x01\0\0\0\0".to_vec(), b"RFB 003.008\n\x01\x01".to_vec()),
             (None, b"RFB 003.007\n\x01\x01".to_vec(), b"RFB 003.007\n\x01\x01".to_vec()),
             (None, b"RFB 003.003\n\0\0\0\x01".to_vec(), b"RFB 003.003\n\x01".to_vec()),

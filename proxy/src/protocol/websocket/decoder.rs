@@ -114,6 +114,11 @@ impl Decoder {
         self.have == 0 && self.frame.is_none_or(|frame| frame.opcode.is_control())
     }
 
+    /// The same, and no message waits for another fragment.
+    pub fn between_messages(&self) -> bool {
+        self.between_frames() && !self.in_message
+    }
+
     /// The next event of `data` from `*at` on; `None` when all of it was taken. Payload is unmasked and, where it is text,
     /// turned into bytes where it lies.
     pub fn next(&mut self, data: &mut [u8], at: &mut usize) -> Result<Option<Event>, Violation> {
