@@ -69,15 +69,10 @@ impl Session {
         let (taken, closed) = match result {
             Ok(done) => done,
             Err((error, taken)) => {
-                // Once more, for the alert that now waits to be sent.
-                let _ = match &mut self.connection {
-                    Connection::Server(connection) => {
-                        decrypt(&mut **connection, &mut wire[taken..], plain, out)
-                    }
-                    Connection::Client(connection) => {
-                        decrypt(&mut **connection, &mut wire[taken..], plain, out)
-                    }
-                };
+                match &mut self.connection {
+                    Connection::Server(connection) => alert(&mut **connection, &mut wire[taken..], out),
+                    Connection::Client(connection) => alert(&mut **connection, &mut wire[taken..], out),
+                }
                 return Err(error);
             }
         };
@@ -155,6 +150,15 @@ fn decrypt<R: Role>(
     }
 }
 
+/// Encodes the alert that waits after a failure: once, for another step would go on with what broke it.
+fn alert<R: Role>(connection: &mut R, wire: &mut [u8], out: &mut Vec<u8>) {
+    if let Ok(ConnectionState::EncodeTlsData(mut data)) = connection.process(wire).state
+        && let Err(error) = encode(out, &mut data)
+    {
+        tracing::debug!(%error, "no alert");
+    }
+}
+
 /// Data, or close_notify where there is none; returns how much of `partial` was taken.
 fn write<R: Role>(
     connection: &mut R,
@@ -213,6 +217,92 @@ fn append(
                 return Ok(());
             }
             Err(InsufficientSizeError { required_size }) => room = required_size,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
+    use rustls::{ClientConnection, ServerConfig};
+
+    use super::*;
+    use crate::tls::{Pinned, Policy, Thumbprint};
+
+    /// Both ends, hands shaken.
+    fn pair() -> (Session, ClientConnection) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let cert = rcgen::CertificateParams::new(vec!["x.example".into()]).unwrap().self_signed(&key).unwrap();
+        let provider = Policy::Modern.provider();
+        let server = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+            .unwrap();
+        let client = Pinned::config(vec![Thumbprint::sha256(cert.der())], provider).unwrap();
+        let mut client =
+            ClientConnection::new(Arc::new(client), ServerName::try_from("x.example").unwrap()).unwrap();
+        let server = UnbufferedServerConnection::new(Arc::new(server)).unwrap();
+        let mut session = Session::server(server, Vec::new());
+        while client.is_handshaking() || client.wants_write() {
+            let (mut wire, mut plain, mut out) = (Vec::new(), Vec::new(), Vec::new());
+            client.write_tls(&mut wire).unwrap();
+            session.decrypt(&mut wire, &mut plain, &mut out).unwrap();
+            if !out.is_empty() {
+                client.read_tls(&mut &out[..]).unwrap();
+                client.process_new_packets().unwrap();
+            }
+        }
+        (session, client)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn key_updates_and_cuts_change_nothing(
+            steps in prop::collection::vec((0u8..4, 1usize..40_000), 1..60), cut in 1usize..30_000, writes: bool,
+        ) {
+            let (mut session, mut client) = pair();
+            client.set_buffer_limit(None);
+            let (mut sent, mut stream) = (Vec::new(), Vec::new());
+            for (step, n) in steps {
+                if step == 0 {
+                    client.refresh_traffic_keys().unwrap();
+                } else {
+                    let bytes: Vec<u8> = (0..n).map(|i| (i * n) as u8).collect();
+                    client.writer().write_all(&bytes).unwrap();
+                    sent.extend(bytes);
+                }
+                while client.wants_write() {
+                    client.write_tls(&mut stream).unwrap();
+                }
+            }
+            let (mut got, mut out) = (Vec::new(), Vec::new());
+            for piece in stream.chunks(cut) {
+                let mut wire = vec![0; MAX_PARTIAL + piece.len()];
+                let carried = session.begin(&mut wire);
+                wire[carried..carried + piece.len()].copy_from_slice(piece);
+                session.decrypt(&mut wire[..carried + piece.len()], &mut got, &mut out).unwrap();
+                if writes {
+                    session.encrypt(b"pong", &mut out).unwrap();
+                }
+            }
+            prop_assert!(got == sent, "{} of {}", got.len(), sent.len());
+            let mut answer = &out[..];
+            let mut said = Vec::new();
+            while !answer.is_empty() {
+                client.read_tls(&mut answer).unwrap();
+                let state = client.process_new_packets().unwrap();
+                let mut plain = vec![0; state.plaintext_bytes_to_read()];
+                client.reader().read_exact(&mut plain).unwrap();
+                said.extend(plain);
+            }
+            prop_assert_eq!(said.len(), if writes { 4 * stream.chunks(cut).count() } else { 0 });
         }
     }
 }
