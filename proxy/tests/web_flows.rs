@@ -250,7 +250,8 @@ impl Far {
 
     fn done(&self, total: u64) -> bool {
         let flushed = self.out.is_empty() && self.tls.as_ref().is_none_or(|tls| !tls.wants_write());
-        self.left == 0 && flushed && self.got >= total
+        let answered = self.pings == 0 || self.pongs > 0;
+        self.left == 0 && flushed && answered && self.got >= total
     }
 }
 
@@ -482,9 +483,6 @@ fn same_bytes(driver: Driver, kinds: (Kind, Kind)) {
     let hash = |context: &Context| context.clone().finish().as_ref().to_vec();
     assert_eq!(hash(&client.sent), hash(&backend.received), "{kinds:?} up");
     assert_eq!(hash(&backend.sent), hash(&client.received), "{kinds:?} down");
-    for far in [&client, &backend] {
-        assert_eq!(far.pings > 0, far.pongs > 0, "{kinds:?}: pings are answered");
-    }
     drop(client);
     drop(backend);
     let end = end.recv_timeout(PATIENCE).unwrap();
