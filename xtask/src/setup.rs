@@ -12,6 +12,8 @@ use crate::sh::{self, cargo, command, find, run, succeeds, target};
 
 /// Python packages of the tests: independent implementations to test against.
 const REQUIREMENTS: &str = "xtask/requirements.txt";
+/// Node packages of the tests: browsers' clients.
+const NODE: &str = "proxy/tests/web";
 /// Where Debian puts LLVM 22.
 const LLVM: &str = "/usr/lib/llvm-22";
 
@@ -49,6 +51,8 @@ enum Source {
     Cargo(&'static [&'static str]),
     /// The virtual environment under the build directory.
     Python,
+    /// `node_modules` of the tests.
+    Node,
 }
 
 const NEEDS: &[Need] = &[
@@ -86,6 +90,27 @@ const NEEDS: &[Need] = &[
         jobs: &[Job::Test],
         found: python_is_current,
         from: Source::Python,
+    },
+    Need {
+        what: "chromium",
+        why: "consoles in a real browser",
+        jobs: &[Job::Test],
+        found: || find("chromium").is_some(),
+        from: Source::Apt(&["chromium"]),
+    },
+    Need {
+        what: "node and npm",
+        why: "drive the browser",
+        jobs: &[Job::Test],
+        found: || find("node").is_some() && find("npm").is_some(),
+        from: Source::Apt(&["nodejs", "npm"]),
+    },
+    Need {
+        what: "Node packages",
+        why: "the same",
+        jobs: &[Job::Test],
+        found: || same(&node_stamp(), &sh::root().join(NODE).join("package-lock.json")),
+        from: Source::Node,
     },
     Need {
         what: "cargo-nextest",
@@ -205,6 +230,7 @@ pub fn all(job: Option<Job>) -> Result<()> {
                 run(cargo().args(["install", "--locked"]).args(args).env("LLVM_PREFIX", LLVM))?;
             }
             Source::Python => python_install()?,
+            Source::Node => node_install()?,
         }
         if !(need.found)() {
             bail!("{} was installed and is still not found; is ~/.cargo/bin in PATH?", need.what);
@@ -239,6 +265,7 @@ fn list(missing: &[&Need]) {
         let from = match need.from {
             Source::Apt(packages) => format!("apt-get install {}", packages.join(" ")),
             Source::Cargo(args) => format!("cargo install --locked {}", args.join(" ")),
+            Source::Node => format!("npm ci in {NODE}"),
             Source::Python => {
                 format!("pip install -r {REQUIREMENTS}, into {}", target().join("venv").display())
             }
@@ -287,9 +314,23 @@ fn apt_get() -> Option<Command> {
 }
 
 fn python_is_current() -> bool {
-    let installed = fs::read(target().join("venv/requirements.txt"));
-    let wanted = fs::read(sh::root().join(REQUIREMENTS));
-    matches!((installed, wanted), (Ok(installed), Ok(wanted)) if installed == wanted && python().exists())
+    same(&target().join("venv/requirements.txt"), &sh::root().join(REQUIREMENTS)) && python().exists()
+}
+
+/// Whether two files are there and hold the same.
+fn same(one: &Path, other: &Path) -> bool {
+    matches!((fs::read(one), fs::read(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// A copy of the lock file that the packages were installed by.
+fn node_stamp() -> PathBuf {
+    sh::root().join(NODE).join("node_modules/.installed-by")
+}
+
+fn node_install() -> Result<()> {
+    run(command("npm").args(["ci", "--prefix", NODE, "--no-audit", "--no-fund", "--loglevel=error"]))?;
+    fs::copy(sh::root().join(NODE).join("package-lock.json"), node_stamp())?;
+    Ok(())
 }
 
 fn python_install() -> Result<()> {
