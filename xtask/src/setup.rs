@@ -12,14 +12,14 @@ use crate::sh::{self, cargo, command, find, run, succeeds, target};
 
 /// Python packages of the tests: independent implementations to test against.
 const REQUIREMENTS: &str = "xtask/requirements.txt";
-/// Node packages of the tests: browsers' clients.
-const NODE: &str = "proxy/tests/web";
 /// Where Debian puts LLVM 22.
 const LLVM: &str = "/usr/lib/llvm-22";
 
 /// A task that may need something.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Job {
+    /// `cargo xtask build`
+    Build,
     /// `cargo xtask demo --qemu`
     DemoQemu,
     /// `cargo xtask test`
@@ -51,8 +51,8 @@ enum Source {
     Cargo(&'static [&'static str]),
     /// The virtual environment under the build directory.
     Python,
-    /// `node_modules` of the tests.
-    Node,
+    /// The packages of a folder with a package-lock.json.
+    Node(&'static str),
 }
 
 const NEEDS: &[Need] = &[
@@ -100,17 +100,24 @@ const NEEDS: &[Need] = &[
     },
     Need {
         what: "node and npm",
-        why: "drive the browser",
-        jobs: &[Job::Test],
+        why: "fetch the console page's viewer, drive the browser",
+        jobs: &[Job::Build, Job::Dist, Job::Test],
         found: || find("node").is_some() && find("npm").is_some(),
         from: Source::Apt(&["nodejs", "npm"]),
     },
     Need {
+        what: "noVNC",
+        why: "the viewer in the console page",
+        jobs: &[Job::Build, Job::Dist, Job::Test],
+        found: || node_is_current("proxy/console"),
+        from: Source::Node("proxy/console"),
+    },
+    Need {
         what: "Node packages",
-        why: "the same",
+        why: "clients of other makes in a browser",
         jobs: &[Job::Test],
-        found: || same(&node_stamp(), &sh::root().join(NODE).join("package-lock.json")),
-        from: Source::Node,
+        found: || node_is_current("proxy/tests/web"),
+        from: Source::Node("proxy/tests/web"),
     },
     Need {
         what: "cargo-nextest",
@@ -230,7 +237,7 @@ pub fn all(job: Option<Job>) -> Result<()> {
                 run(cargo().args(["install", "--locked"]).args(args).env("LLVM_PREFIX", LLVM))?;
             }
             Source::Python => python_install()?,
-            Source::Node => node_install()?,
+            Source::Node(folder) => node_install(folder)?,
         }
         if !(need.found)() {
             bail!("{} was installed and is still not found; is ~/.cargo/bin in PATH?", need.what);
@@ -265,7 +272,7 @@ fn list(missing: &[&Need]) {
         let from = match need.from {
             Source::Apt(packages) => format!("apt-get install {}", packages.join(" ")),
             Source::Cargo(args) => format!("cargo install --locked {}", args.join(" ")),
-            Source::Node => format!("npm ci in {NODE}"),
+            Source::Node(folder) => format!("npm ci in {folder}"),
             Source::Python => {
                 format!("pip install -r {REQUIREMENTS}, into {}", target().join("venv").display())
             }
@@ -323,13 +330,17 @@ fn same(one: &Path, other: &Path) -> bool {
 }
 
 /// A copy of the lock file that the packages were installed by.
-fn node_stamp() -> PathBuf {
-    sh::root().join(NODE).join("node_modules/.installed-by")
+fn node_stamp(folder: &str) -> PathBuf {
+    sh::root().join(folder).join("node_modules/.installed-by")
 }
 
-fn node_install() -> Result<()> {
-    run(command("npm").args(["ci", "--prefix", NODE, "--no-audit", "--no-fund", "--loglevel=error"]))?;
-    fs::copy(sh::root().join(NODE).join("package-lock.json"), node_stamp())?;
+fn node_is_current(folder: &str) -> bool {
+    same(&node_stamp(folder), &sh::root().join(folder).join("package-lock.json"))
+}
+
+fn node_install(folder: &str) -> Result<()> {
+    run(command("npm").args(["ci", "--prefix", folder, "--no-audit", "--no-fund", "--loglevel=error"]))?;
+    fs::copy(sh::root().join(folder).join("package-lock.json"), node_stamp(folder))?;
     Ok(())
 }
 

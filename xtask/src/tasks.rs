@@ -7,8 +7,11 @@ use crate::ebpf;
 use crate::setup::{self, Job};
 use crate::sh::{cargo, run, target};
 
-/// The appliance, optimised; with the XDP program where there is a toolchain for it.
+/// The appliance, optimised; with the XDP program and the console page where what they need is there or can be had.
 pub fn build() -> Result<()> {
+    if let Err(error) = setup::all(Some(Job::Build)) {
+        eprintln!("{error:#}\n\nGoing on without: mksgate will have no console page.");
+    }
     ebpf::run(true)?;
     run(cargo().args(["build", "--release", "--locked", "-p", "mksgate"]))?;
     eprintln!("built {}", target().join("release/mksgate").display());
