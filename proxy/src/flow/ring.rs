@@ -9,8 +9,13 @@
 //! A receive on the ring wants a blocking socket, splice(2) a non-blocking one, and `O_NONBLOCK` belongs to the socket:
 //! so both directions of a flow change stage together, while each has its own pace.
 //!
-//! The first send of a message is a plain call: it is complete when it returns, where an operation would need another
-//! turn for its completion.
+//! Sends are submitted together with the next wait. Each must either fit at once or fail (`MSG_DONTWAIT | MSG_WAITALL`),
+//! and only a failure makes a completion (`IOSQE_CQE_SKIP_SUCCESS`): after the call that submitted it, a send without a
+//! completion is a send that was done in full. So a batch of messages costs one system call. `probe` tries this first;
+//! where it does not hold, every send has its completion.
+//!
+//! The sockets of `Stage::Ready` are watched by an epoll set that the ring polls. While small pieces come in, the set is
+//! left alone for a moment, so that they gather without waking anybody; what happens on the ring wakes the thread at once.
 
 #![expect(
     unsafe_code,
@@ -34,11 +39,12 @@ use super::direction::Pace;
 use super::mailbox::Mailbox;
 use super::probe;
 use super::pump::pace_counter;
-use super::socket::{self, Moved};
+use super::socket;
 use super::state::{Goal, Side, Stage, reset};
 use super::stats::add;
 use super::worker::Driver;
 use crate::session::CloseReason;
+use bulk_set::BulkSet;
 
 const ENTRIES: u32 = 1024;
 /// Queued buffers at which the receive pauses, or bulk begins.
@@ -47,11 +53,15 @@ const QUEUE_HIGH: u16 = 16;
 const QUEUE_LOW: u16 = 4;
 /// How often flows in `Stage::Ready` are asked whether they are quiet.
 const REVIEW: Duration = Duration::from_millis(25);
+/// A silent send is booked this soon, though nothing else happens.
+const BOOK_WITHIN: Duration = Duration::from_millis(20);
 const EVENTS: u32 = (libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP) as u32;
 /// `user_data` of the mailbox's poll.
 const WAKE: u64 = u64::MAX;
 /// `user_data` of what needs no answer.
-const NOBODY: u64 = u64::MAX - 1;
+pub(super) const NOBODY: u64 = u64::MAX - 1;
+/// `user_data` of the poll on the bulk set.
+const BULK: u64 = u64::MAX - 2;
 
 /// An operation kind; with the side or direction it makes a bit of `FlowState::ops` and the low bits of `user_data`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -74,12 +84,28 @@ impl Op {
     }
 }
 
+/// A send that makes no completion if it is done in full.
+struct SilentSend {
+    key: u32,
+    dir: Side,
+    len: u32,
+    at_ms: u64,
+}
+
 /// The driver. The ring is dropped before the buffers it knows.
 pub(super) struct RingDriver {
     ring: IoUring,
     buffers: Buffers,
     mailbox: Arc<Mailbox>,
     completions: Vec<(u64, i32, u32)>,
+    /// Whether sends that fit make no completion.
+    silent_sends: bool,
+    /// Such sends that were pushed since the last call, and those that it took.
+    pushed: Vec<SilentSend>,
+    taken: Vec<SilentSend>,
+    /// Bytes or a FIN follow a silent send: no completion will call for them.
+    followed: bool,
+    bulk: BulkSet,
     /// Receives that ended for want of buffers.
     starved: Vec<(u32, Side)>,
     /// Flows in `Stage::Ready`.
@@ -94,11 +120,17 @@ impl RingDriver {
         let count = config.buffers.clamp(1, 1 << 15).next_power_of_two() as u16;
         let mut buffers = Buffers::register(&ring, count, config.buffer_bytes.max(1))?;
         probe::try_operations(&mut ring, &mut buffers)?;
+        let silent_sends = probe::sends_are_silent(&mut ring)?;
         let mut driver = Self {
             ring,
             buffers,
             mailbox: Arc::clone(mailbox),
             completions: Vec::new(),
+            silent_sends,
+            pushed: Vec::new(),
+            taken: Vec::new(),
+            followed: false,
+            bulk: BulkSet::new()?,
             starved: Vec::new(),
             engaged: Vec::new(),
             review_at: Instant::now(),
@@ -157,6 +189,10 @@ impl RingDriver {
     fn on_completion(&mut self, core: &mut Core, user_data: u64, result: i32, flags: u32) -> bool {
         match user_data {
             NOBODY => return false,
+            BULK => {
+                self.bulk.on_poll();
+                return false;
+            }
             WAKE => {
                 if !cqueue::more(flags) {
                     self.watch_mailbox();
@@ -229,49 +265,61 @@ impl RingDriver {
         Ok(())
     }
 
-    /// Sends what is queued in `dir`, by call as long as it fits, else by one operation on the ring.
+    /// Sends the next piece that is queued in `dir`, or FIN after the last.
     fn forward(&mut self, core: &mut Core, key: u32, dir: Side) -> Result<(), CloseReason> {
-        let way = core.buffered_way();
-        loop {
-            let Some(flow) = core.flows.get_mut(key) else { return Ok(()) };
-            if flow.stage != Stage::Ring || flow.ops & Op::Send.bit(dir) != 0 {
-                return Ok(());
+        let Some(flow) = core.flows.get_mut(key) else { return Ok(()) };
+        if flow.stage != Stage::Ring {
+            return Ok(());
+        }
+        let way = &flow.dirs[dir];
+        let owned = !way.pending.is_empty();
+        let in_flight = flow.ops & Op::Send.bit(dir) != 0;
+        self.followed |= in_flight || way.eof || way.queued > u16::from(!owned);
+        if in_flight {
+            return Ok(());
+        }
+        match self.next_piece(core, key, dir) {
+            Some((entry, len)) if self.silent_sends => {
+                let entry = entry.flags(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | libc::MSG_WAITALL).build();
+                self.pushed.push(SilentSend { key, dir, len, at_ms: core.now_ms });
+                self.launch(core, key, Op::Send, dir, entry.flags(Flags::SKIP_SUCCESS));
             }
-            let owned = !flow.dirs[dir].pending.is_empty();
-            let bytes = match owned {
-                true => flow.dirs[dir].rest(),
-                false => match self.buffers.front(&flow.dirs[dir]) {
-                    Some(bytes) => bytes,
-                    None if flow.dirs[dir].eof && !flow.dirs[dir].done => return core.half_close(key, dir),
-                    None => return Ok(()),
-                },
-            };
-            let (at, len) = (bytes.as_ptr(), bytes.len());
-            let sent = match socket::send(&flow.socks[1 - dir].fd, bytes) {
-                Moved::Bytes(n) => n,
-                Moved::Blocked | Moved::End => 0,
-                Moved::Failed(_) => return Err(reset(1 - dir)),
-            };
-            self.delivered(core, key, dir, sent, way);
-            if sent < len {
-                let Some(flow) = core.flows.get(key) else { return Ok(()) };
-                let fd = Fd(flow.socks[1 - dir].fd.as_raw_fd());
-                let entry = opcode::Send::new(fd, at.wrapping_add(sent), (len - sent) as u32)
-                    .flags(libc::MSG_NOSIGNAL)
-                    .build();
-                self.launch(core, key, Op::Send, dir, entry);
-                return Ok(());
-            }
-            self.resume(core, key, dir);
+            Some(_) => self.send_and_wait(core, key, dir),
+            None => return self.end_of_queue(core, key, dir),
+        }
+        Ok(())
+    }
+
+    /// The oldest bytes on their way, as an operation to send them, and their number.
+    fn next_piece(&self, core: &Core, key: u32, dir: Side) -> Option<(opcode::Send, u32)> {
+        let flow = core.flows.get(key)?;
+        let bytes = match flow.dirs[dir].pending.is_empty() {
+            false => flow.dirs[dir].rest(),
+            true => self.buffers.front(&flow.dirs[dir])?,
+        };
+        let (fd, len) = (Fd(flow.socks[1 - dir].fd.as_raw_fd()), bytes.len() as u32);
+        Some((opcode::Send::new(fd, bytes.as_ptr(), len), len))
+    }
+
+    /// A send that waits on the ring until the destination takes something.
+    fn send_and_wait(&mut self, core: &mut Core, key: u32, dir: Side) {
+        if let Some((entry, _)) = self.next_piece(core, key, dir) {
+            self.launch(core, key, Op::Send, dir, entry.flags(libc::MSG_NOSIGNAL).build());
         }
     }
 
-    fn delivered(&mut self, core: &mut Core, key: u32, dir: Side, n: usize, way: super::Way) {
+    fn end_of_queue(&mut self, core: &mut Core, key: u32, dir: Side) -> Result<(), CloseReason> {
+        let ended = core.flows.get(key).is_some_and(|flow| flow.dirs[dir].eof && !flow.dirs[dir].done);
+        if ended { core.half_close(key, dir) } else { Ok(()) }
+    }
+
+    fn delivered(&mut self, core: &mut Core, key: u32, dir: Side, n: usize, at_ms: u64) {
+        let way = core.buffered_way();
         let Some(flow) = core.flows.get_mut(key) else { return };
         if n == 0 {
             return;
         }
-        flow.delivered(dir, n, way, &core.stats, core.now_ms);
+        flow.delivered(dir, n, way, &core.stats, at_ms);
         if flow.dirs[dir].pending.is_empty() {
             self.buffers.advance(&mut flow.dirs[dir], n);
         } else {
@@ -280,15 +328,38 @@ impl RingDriver {
     }
 
     fn on_sent(&mut self, core: &mut Core, key: u32, dir: Side, result: i32) -> Result<(), CloseReason> {
+        let silent = [&mut self.taken, &mut self.pushed].into_iter().find_map(|sends| {
+            let at = sends.iter().position(|send| (send.key, send.dir) == (key, dir))?;
+            Some(sends.swap_remove(at))
+        });
         match result {
-            1.. => self.delivered(core, key, dir, result as usize, core.buffered_way()),
+            1.. => self.delivered(core, key, dir, result as usize, core.now_ms),
             0 => {}
             code if matches!(-code, libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {}
             _ => return Err(reset(1 - dir)),
         }
-        self.forward(core, key, dir)?;
+        let on_ring = core.flows.get(key).is_some_and(|flow| flow.stage == Stage::Ring);
+        match silent {
+            // It did not fit.
+            Some(_) if on_ring => self.send_and_wait(core, key, dir),
+            _ => self.forward(core, key, dir)?,
+        }
         self.resume(core, key, dir);
         Ok(())
+    }
+
+    /// Books the sends that made no completion. Right only when everything was submitted and every completion seen.
+    fn confirm_sends(&mut self, core: &mut Core) {
+        for SilentSend { key, dir, len, at_ms } in std::mem::take(&mut self.taken) {
+            let Some(flow) = core.flows.get_mut(key) else { continue };
+            flow.ops &= !Op::Send.bit(dir);
+            self.delivered(core, key, dir, len as usize, at_ms);
+            if let Err(reason) = self.forward(core, key, dir) {
+                core.doom(key, reason);
+            }
+            self.resume(core, key, dir);
+            self.after_quiesce(core, key);
+        }
     }
 
     /// Starts a paused receive again once the queue is short.
@@ -352,6 +423,9 @@ impl RingDriver {
     fn quiesce(&mut self, core: &mut Core, key: u32, goal: Goal) {
         let Some(flow) = core.flows.get_mut(key) else { return };
         let already = matches!(flow.stage, Stage::Quiescing(_));
+        if flow.stage == Stage::Ready && core.mode != Mode::Splice {
+            self.bulk.remove(flow);
+        }
         flow.stage = Stage::Quiescing(goal);
         let ops = flow.ops;
         if !already {
@@ -399,10 +473,14 @@ impl RingDriver {
         if (0..2).any(|side| socket::set_nonblocking(&flow.socks[side].fd, true).is_err()) {
             return core.doom(key, CloseReason::Internal);
         }
-        for (side, fd) in fds.into_iter().enumerate() {
-            self.poll(core, key, side, fd, EVENTS);
-        }
-        if !core.op_splice {
+        if core.op_splice {
+            for (side, fd) in fds.into_iter().enumerate() {
+                self.poll(core, key, side, fd, EVENTS);
+            }
+        } else {
+            if self.bulk.add(flow, key).is_err() {
+                return core.doom(key, CloseReason::Internal);
+            }
             if self.engaged.is_empty() {
                 self.review_at = core.now + REVIEW;
             }
@@ -463,6 +541,21 @@ impl RingDriver {
     }
 
     fn submit(&mut self, patience: Option<Duration>) -> io::Result<()> {
+        let patience = match (std::mem::take(&mut self.followed), self.pushed.is_empty()) {
+            (true, _) => Some(Duration::ZERO),
+            (false, true) => patience,
+            (false, false) => Some(patience.map_or(BOOK_WITHIN, |wait| wait.min(BOOK_WITHIN))),
+        };
+        let answer = self.enter(patience);
+        let mut queue = self.ring.submission();
+        queue.sync();
+        if queue.is_empty() {
+            self.taken.append(&mut self.pushed);
+        }
+        answer
+    }
+
+    fn enter(&mut self, patience: Option<Duration>) -> io::Result<()> {
         let answer = match patience {
             None => self.ring.submit_and_wait(1),
             Some(Duration::ZERO) => self.ring.submit(),
@@ -501,10 +594,25 @@ impl Driver for RingDriver {
         let mut completions = std::mem::take(&mut self.completions);
         completions.extend(self.ring.completion().map(|c| (c.user_data(), c.result(), c.flags())));
         let mut woken = false;
+        if !self.taken.is_empty() {
+            // Failed sends first: the rest of them is known to be done then.
+            let failed = |user_data: u64| user_data < BULK && user_data >> 1 & 3 == Op::Send as u64;
+            for &(user_data, result, flags) in completions.iter().filter(|c| failed(c.0)) {
+                self.on_completion(core, user_data, result, flags);
+            }
+            completions.retain(|c| !failed(c.0));
+            // Completions that found no room come with the next call; a failure may be among them.
+            if self.ring.submission().cq_overflow() {
+                self.followed = true;
+            } else {
+                self.confirm_sends(core);
+            }
+        }
         for (user_data, result, flags) in completions.drain(..) {
             woken |= self.on_completion(core, user_data, result, flags);
         }
         self.completions = completions;
+        self.bulk.collect(core);
         Ok(woken)
     }
 
@@ -514,13 +622,19 @@ impl Driver for RingDriver {
         }
         self.review(core);
         self.feed_starved(core);
+        if !self.engaged.is_empty() && self.bulk.wants_poll(core) {
+            let poll = opcode::PollAdd::new(Fd(self.bulk.fd()), libc::POLLIN as u32).build();
+            self.push(&poll.user_data(BULK));
+        }
         core.stats.buffers_in_use.store(self.buffers.in_use() as u64, Relaxed);
     }
 
     fn patience(&self) -> Option<Duration> {
-        let review = !self.engaged.is_empty();
-        review.then(|| self.review_at.saturating_duration_since(Instant::now()))
+        let review = (!self.engaged.is_empty()).then_some(self.review_at);
+        let next = [review, self.bulk.due()].into_iter().flatten().min()?;
+        Some(next.saturating_duration_since(Instant::now()))
     }
 }
 
+mod bulk_set;
 mod op_splice;
