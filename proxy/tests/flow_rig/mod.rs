@@ -10,7 +10,7 @@ use std::time::Duration;
 use mksgate::flow::{Driver, Engines, Flow, FlowConfig, FlowCounters, FlowEnd, FlowLimits, Leg, Mode, Way};
 
 /// Nothing in these tests takes this long unless it hangs.
-pub const PATIENCE: Duration = Duration::from_secs(8);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Every driver with every mode.
 pub const SETUPS: [(Driver, Mode); 6] = [

@@ -13,7 +13,7 @@ use crate::flow::core::Core;
 use crate::flow::state::FlowState;
 
 /// How long small pieces gather.
-const GATHER: Duration = Duration::from_micros(100);
+const GATHER: Duration = Duration::from_micros(300);
 /// Pieces below this are small, bytes.
 const SMALL: usize = 64 << 10;
 const EVENTS: usize = 256;
