@@ -28,23 +28,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use io_uring::squeue::{Entry, Flags};
+use io_uring::squeue::Entry;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 
 use super::buffers::{Buffers, GROUP};
 use super::config::{FlowConfig, Mode};
 use super::core::Core;
-use super::direction::Pace;
 use super::mailbox::Mailbox;
 use super::probe;
 use super::pump::pace_counter;
-use super::socket;
+
 use super::state::{Goal, Side, Stage, reset};
 use super::stats::add;
 use super::worker::Driver;
 use crate::session::CloseReason;
 use bulk_set::BulkSet;
+use sends::SilentSend;
 
 const ENTRIES: u32 = 1024;
 /// Queued buffers at which the receive pauses, or bulk begins.
@@ -62,6 +62,15 @@ const WAKE: u64 = u64::MAX;
 pub(super) const NOBODY: u64 = u64::MAX - 1;
 /// `user_data` of the poll on the bulk set.
 const BULK: u64 = u64::MAX - 2;
+/// `user_data` of a timeout.
+const ALARM: u64 = u64::MAX - 3;
+/// From here on `user_data` names no flow.
+const RESERVED: u64 = ALARM;
+/// A shorter wait is a wait of its own; a longer one ends by an alarm that stays set over many waits: arming a timer
+/// for each of them would cost more than a message.
+const SHORT_WAIT: Duration = Duration::from_millis(2);
+/// The longest alarm; one that comes early is set again.
+const LONGEST_ALARM: Duration = Duration::from_secs(1);
 
 /// An operation kind; with the side or direction it makes a bit of `FlowState::ops` and the low bits of `user_data`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -84,14 +93,6 @@ impl Op {
     }
 }
 
-/// A send that makes no completion if it is done in full.
-struct SilentSend {
-    key: u32,
-    dir: Side,
-    len: u32,
-    at_ms: u64,
-}
-
 /// The driver. The ring is dropped before the buffers it knows.
 pub(super) struct RingDriver {
     ring: IoUring,
@@ -111,6 +112,11 @@ pub(super) struct RingDriver {
     /// Flows in `Stage::Ready`.
     engaged: Vec<u32>,
     review_at: Instant,
+    /// When the earliest alarm goes off.
+    alarm_at: Option<Instant>,
+    alarm: Box<Timespec>,
+    /// The beginning of this turn.
+    now: Instant,
 }
 
 impl RingDriver {
@@ -134,6 +140,9 @@ impl RingDriver {
             starved: Vec::new(),
             engaged: Vec::new(),
             review_at: Instant::now(),
+            alarm_at: None,
+            alarm: Box::new(Timespec::new()),
+            now: Instant::now(),
         };
         driver.watch_mailbox();
         Ok(driver)
@@ -191,6 +200,10 @@ impl RingDriver {
             NOBODY => return false,
             BULK => {
                 self.bulk.on_poll();
+                return false;
+            }
+            ALARM => {
+                self.alarm_at = self.alarm_at.filter(|at| *at > self.now);
                 return false;
             }
             WAKE => {
@@ -265,133 +278,6 @@ impl RingDriver {
         Ok(())
     }
 
-    /// Sends the next piece that is queued in `dir`, or FIN after the last.
-    fn forward(&mut self, core: &mut Core, key: u32, dir: Side) -> Result<(), CloseReason> {
-        let Some(flow) = core.flows.get_mut(key) else { return Ok(()) };
-        if flow.stage != Stage::Ring {
-            return Ok(());
-        }
-        let way = &flow.dirs[dir];
-        let owned = !way.pending.is_empty();
-        let in_flight = flow.ops & Op::Send.bit(dir) != 0;
-        self.followed |= in_flight || way.eof || way.queued > u16::from(!owned);
-        if in_flight {
-            return Ok(());
-        }
-        match self.next_piece(core, key, dir) {
-            Some((entry, len)) if self.silent_sends => {
-                let entry = entry.flags(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | libc::MSG_WAITALL).build();
-                self.pushed.push(SilentSend { key, dir, len, at_ms: core.now_ms });
-                self.launch(core, key, Op::Send, dir, entry.flags(Flags::SKIP_SUCCESS));
-            }
-            Some(_) => self.send_and_wait(core, key, dir),
-            None => return self.end_of_queue(core, key, dir),
-        }
-        Ok(())
-    }
-
-    /// The oldest bytes on their way, as an operation to send them, and their number.
-    fn next_piece(&self, core: &Core, key: u32, dir: Side) -> Option<(opcode::Send, u32)> {
-        let flow = core.flows.get(key)?;
-        let bytes = match flow.dirs[dir].pending.is_empty() {
-            false => flow.dirs[dir].rest(),
-            true => self.buffers.front(&flow.dirs[dir])?,
-        };
-        let (fd, len) = (Fd(flow.socks[1 - dir].fd.as_raw_fd()), bytes.len() as u32);
-        Some((opcode::Send::new(fd, bytes.as_ptr(), len), len))
-    }
-
-    /// A send that waits on the ring until the destination takes something.
-    fn send_and_wait(&mut self, core: &mut Core, key: u32, dir: Side) {
-        if let Some((entry, _)) = self.next_piece(core, key, dir) {
-            self.launch(core, key, Op::Send, dir, entry.flags(libc::MSG_NOSIGNAL).build());
-        }
-    }
-
-    fn end_of_queue(&mut self, core: &mut Core, key: u32, dir: Side) -> Result<(), CloseReason> {
-        let ended = core.flows.get(key).is_some_and(|flow| flow.dirs[dir].eof && !flow.dirs[dir].done);
-        if ended { core.half_close(key, dir) } else { Ok(()) }
-    }
-
-    fn delivered(&mut self, core: &mut Core, key: u32, dir: Side, n: usize, at_ms: u64) {
-        let way = core.buffered_way();
-        let Some(flow) = core.flows.get_mut(key) else { return };
-        if n == 0 {
-            return;
-        }
-        flow.delivered(dir, n, way, &core.stats, at_ms);
-        if flow.dirs[dir].pending.is_empty() {
-            self.buffers.advance(&mut flow.dirs[dir], n);
-        } else {
-            flow.dirs[dir].advance(n);
-        }
-    }
-
-    fn on_sent(&mut self, core: &mut Core, key: u32, dir: Side, result: i32) -> Result<(), CloseReason> {
-        let silent = [&mut self.taken, &mut self.pushed].into_iter().find_map(|sends| {
-            let at = sends.iter().position(|send| (send.key, send.dir) == (key, dir))?;
-            Some(sends.swap_remove(at))
-        });
-        match result {
-            1.. => self.delivered(core, key, dir, result as usize, core.now_ms),
-            0 => {}
-            code if matches!(-code, libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {}
-            _ => return Err(reset(1 - dir)),
-        }
-        let on_ring = core.flows.get(key).is_some_and(|flow| flow.stage == Stage::Ring);
-        match silent {
-            // It did not fit.
-            Some(_) if on_ring => self.send_and_wait(core, key, dir),
-            _ => self.forward(core, key, dir)?,
-        }
-        self.resume(core, key, dir);
-        Ok(())
-    }
-
-    /// Books the sends that made no completion. Right only when everything was submitted and every completion seen.
-    fn confirm_sends(&mut self, core: &mut Core) {
-        for SilentSend { key, dir, len, at_ms } in std::mem::take(&mut self.taken) {
-            let Some(flow) = core.flows.get_mut(key) else { continue };
-            flow.ops &= !Op::Send.bit(dir);
-            self.delivered(core, key, dir, len as usize, at_ms);
-            if let Err(reason) = self.forward(core, key, dir) {
-                core.doom(key, reason);
-            }
-            self.resume(core, key, dir);
-            self.after_quiesce(core, key);
-        }
-    }
-
-    /// Starts a paused receive again once the queue is short.
-    fn resume(&mut self, core: &mut Core, key: u32, dir: Side) {
-        let Some(flow) = core.flows.get_mut(key) else { return };
-        if flow.dirs[dir].paused && flow.dirs[dir].queued <= QUEUE_LOW {
-            flow.dirs[dir].paused = false;
-            self.receive(core, key, dir);
-        }
-    }
-
-    /// A direction in bulk, or one whose receiver does not take its bytes, leaves the ring; in `Mode::Copy` the
-    /// receive pauses.
-    fn consider_bulk(&mut self, core: &mut Core, key: u32, dir: Side) {
-        let Some(flow) = core.flows.get_mut(key) else { return };
-        let full = flow.dirs[dir].queued >= QUEUE_HIGH;
-        if flow.stage != Stage::Ring || (!full && flow.dirs[dir].pacer.pace() == Pace::Interactive) {
-            return;
-        }
-        if full && flow.dirs[dir].pacer.stalled() {
-            add(&core.stats.to_bulk, 1);
-        }
-        if flow.dirs[dir].pacer.pace() == Pace::Bulk {
-            self.quiesce(core, key, Goal::Ready);
-        } else if !flow.dirs[dir].paused {
-            flow.dirs[dir].paused = true;
-            if flow.ops & Op::Recv.bit(dir) != 0 {
-                self.cancel(key, Op::Recv, dir);
-            }
-        }
-    }
-
     fn on_poll(
         &mut self,
         core: &mut Core,
@@ -414,123 +300,6 @@ impl RingDriver {
         Ok(())
     }
 
-    fn cancel(&mut self, key: u32, op: Op, side: Side) {
-        let entry = opcode::AsyncCancel::new(op.user_data(key, side)).build();
-        self.push(&entry.user_data(NOBODY).flags(Flags::SKIP_SUCCESS));
-    }
-
-    /// Cancels everything in flight; `goal` begins after the last completion.
-    fn quiesce(&mut self, core: &mut Core, key: u32, goal: Goal) {
-        let Some(flow) = core.flows.get_mut(key) else { return };
-        let already = matches!(flow.stage, Stage::Quiescing(_));
-        if flow.stage == Stage::Ready && core.mode != Mode::Splice {
-            self.bulk.remove(flow);
-        }
-        flow.stage = Stage::Quiescing(goal);
-        let ops = flow.ops;
-        if !already {
-            for op in Op::ALL {
-                for side in (0..2).filter(|side| ops & op.bit(*side) != 0) {
-                    self.cancel(key, op, side);
-                }
-            }
-        }
-        self.after_quiesce(core, key);
-    }
-
-    fn after_quiesce(&mut self, core: &mut Core, key: u32) {
-        let Some(flow) = core.flows.get_mut(key) else { return };
-        let Stage::Quiescing(goal) = flow.stage else { return };
-        if flow.ops != 0 {
-            return;
-        }
-        match goal {
-            Goal::Close => {
-                for dir in &mut flow.dirs {
-                    while self.buffers.pop(dir) {}
-                }
-                core.finish(key);
-            }
-            Goal::Ready => self.go_ready(core, key),
-            Goal::Ring => self.go_ring(core, key),
-        }
-    }
-
-    /// Non-blocking sockets, polls on both, and all bytes on their way in memory of the flow's own.
-    fn go_ready(&mut self, core: &mut Core, key: u32) {
-        let Some(flow) = core.flows.get_mut(key) else { return };
-        flow.stage = Stage::Ready;
-        for side in 0..2 {
-            flow.socks[side].readable = !flow.dirs[side].eof;
-            flow.socks[side].writable = true;
-            flow.dirs[side].paused = false;
-            while let Some(bytes) = self.buffers.front(&flow.dirs[side]) {
-                flow.dirs[side].pending.extend_from_slice(bytes);
-                self.buffers.pop(&mut flow.dirs[side]);
-            }
-        }
-        let fds = [0, 1].map(|side| flow.socks[side].fd.as_raw_fd());
-        if (0..2).any(|side| socket::set_nonblocking(&flow.socks[side].fd, true).is_err()) {
-            return core.doom(key, CloseReason::Internal);
-        }
-        if core.op_splice {
-            for (side, fd) in fds.into_iter().enumerate() {
-                self.poll(core, key, side, fd, EVENTS);
-            }
-        } else {
-            if self.bulk.add(flow, key).is_err() {
-                return core.doom(key, CloseReason::Internal);
-            }
-            if self.engaged.is_empty() {
-                self.review_at = core.now + REVIEW;
-            }
-            self.engaged.push(key);
-        }
-        core.list(key);
-    }
-
-    /// Blocking sockets and a receive on both.
-    fn go_ring(&mut self, core: &mut Core, key: u32) {
-        let Some(flow) = core.flows.get_mut(key) else { return };
-        flow.stage = Stage::Ring;
-        if (0..2).any(|side| socket::set_nonblocking(&flow.socks[side].fd, false).is_err()) {
-            return core.doom(key, CloseReason::Internal);
-        }
-        for side in 0..2 {
-            if let Err(reason) = self.forward(core, key, side) {
-                return core.doom(key, reason);
-            }
-            self.receive(core, key, side);
-        }
-    }
-
-    /// Takes the flows back to the ring whose directions are all quiet and empty.
-    fn review(&mut self, core: &mut Core) {
-        if self.engaged.is_empty() || core.now < self.review_at {
-            return;
-        }
-        self.review_at = core.now + REVIEW;
-        for key in std::mem::take(&mut self.engaged) {
-            let Some(flow) = core.flows.get_mut(key) else { continue };
-            if flow.stage != Stage::Ready || flow.reason.is_some() {
-                continue;
-            }
-            for dir in &mut flow.dirs {
-                if dir.empty() && dir.pacer.quiet(core.now_ms) {
-                    add(&core.stats.to_interactive, 1);
-                }
-            }
-            let calm = |dir: &super::state::Direction| {
-                dir.pacer.pace() == Pace::Interactive && dir.empty() && !dir.unsure
-            };
-            if flow.dirs.iter().all(calm) {
-                self.quiesce(core, key, Goal::Ring);
-            } else {
-                self.engaged.push(key);
-            }
-        }
-    }
-
     fn feed_starved(&mut self, core: &mut Core) {
         if self.starved.is_empty() || !self.buffers.available() {
             return;
@@ -538,6 +307,18 @@ impl RingDriver {
         for (key, side) in std::mem::take(&mut self.starved) {
             self.receive(core, key, side);
         }
+    }
+
+    fn set_alarm(&mut self, wait: Duration) {
+        let at = self.now + wait;
+        if self.alarm_at.is_some_and(|set| set <= at) {
+            return;
+        }
+        self.alarm_at = Some(at);
+        *self.alarm = Timespec::from(wait);
+        // The kernel reads the time when it takes the operation, which is before the next one is set.
+        let alarm = opcode::Timeout::new(&raw const *self.alarm).build();
+        self.push(&alarm.user_data(ALARM));
     }
 
     fn submit(&mut self, patience: Option<Duration>) -> io::Result<()> {
@@ -559,6 +340,10 @@ impl RingDriver {
         let answer = match patience {
             None => self.ring.submit_and_wait(1),
             Some(Duration::ZERO) => self.ring.submit(),
+            Some(wait) if wait >= SHORT_WAIT => {
+                self.set_alarm(wait.min(LONGEST_ALARM));
+                self.ring.submit_and_wait(1)
+            }
             Some(wait) => {
                 let wait = Timespec::from(wait);
                 self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&wait))
@@ -591,23 +376,11 @@ impl Driver for RingDriver {
     fn wait(&mut self, core: &mut Core, patience: Option<Duration>) -> io::Result<bool> {
         self.submit(patience)?;
         core.tick();
+        self.now = core.now;
         let mut completions = std::mem::take(&mut self.completions);
         completions.extend(self.ring.completion().map(|c| (c.user_data(), c.result(), c.flags())));
         let mut woken = false;
-        if !self.taken.is_empty() {
-            // Failed sends first: the rest of them is known to be done then.
-            let failed = |user_data: u64| user_data < BULK && user_data >> 1 & 3 == Op::Send as u64;
-            for &(user_data, result, flags) in completions.iter().filter(|c| failed(c.0)) {
-                self.on_completion(core, user_data, result, flags);
-            }
-            completions.retain(|c| !failed(c.0));
-            // Completions that found no room come with the next call; a failure may be among them.
-            if self.ring.submission().cq_overflow() {
-                self.followed = true;
-            } else {
-                self.confirm_sends(core);
-            }
-        }
+        self.book_sends(core, &mut completions);
         for (user_data, result, flags) in completions.drain(..) {
             woken |= self.on_completion(core, user_data, result, flags);
         }
@@ -638,3 +411,5 @@ impl Driver for RingDriver {
 
 mod bulk_set;
 mod op_splice;
+mod sends;
+mod stages;
