@@ -14,6 +14,8 @@ use super::contender::Running;
 use super::cost::{Reading, cores, pin};
 use super::wire;
 
+/// One sender writes at most so much before the next has its turn.
+const TURN_BYTES: usize = 256 << 10;
 /// One reading takes at most so much.
 const READ_BYTES: usize = 256 << 10;
 
@@ -86,7 +88,7 @@ fn watch(ends: &[TcpStream], flags: EpollFlags) -> Result<Epoll> {
     Ok(epoll)
 }
 
-/// One write per flow and turn, as independent senders would.
+/// Every sender writes until its socket is full, but has no more than its share of a turn.
 fn send(ends: &[TcpStream], size: usize, stop: &AtomicBool) -> Result<()> {
     let epoll = watch(ends, EpollFlags::EPOLLOUT)?;
     let mut events = vec![EpollEvent::empty(); ends.len()];
@@ -94,7 +96,14 @@ fn send(ends: &[TcpStream], size: usize, stop: &AtomicBool) -> Result<()> {
     while !stop.load(Relaxed) {
         let n = epoll.wait(&mut events, EpollTimeout::from(50u8))?;
         for event in &events[..n] {
-            wire::put(&ends[event.data() as usize], &block)?;
+            let end = &ends[event.data() as usize];
+            let mut left = TURN_BYTES;
+            while left > 0 {
+                match wire::put(end, &block)? {
+                    0 => break,
+                    sent => left = left.saturating_sub(sent),
+                }
+            }
         }
     }
     Ok(())

@@ -83,7 +83,8 @@ impl Contender {
             }
         };
         let mut running = Running { contender: self, address, child };
-        await_listener(&mut running)?;
+        await_listener(&mut running)
+            .with_context(|| fs::read_to_string(dir.join(format!("{self}.log"))).unwrap_or_default())?;
         Ok(Some(running))
     }
 
@@ -120,14 +121,15 @@ impl Contender {
             }
         };
         fs::write(&file, text)?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let log = fs::File::create(dir.join(format!("{self}.log")))?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.spawn().with_context(|| format!("starting {}", program.display()))
     }
 }
 
 fn haproxy(listen: SocketAddr, backend: SocketAddr) -> String {
     format!(
-        "global\n  nbthread 1\n  maxconn 8000\n\
+        "global\n  nbthread 1\n  maxconn 5500\n\
          defaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n\
          listen bench\n  bind {listen} backlog 4096\n  server backend {backend}\n"
     )

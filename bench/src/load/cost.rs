@@ -11,7 +11,7 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 pub struct Reading {
     at: Instant,
     proxy: f64,
-    own: f64,
+    others: f64,
     busy: f64,
     steal: f64,
 }
@@ -23,9 +23,9 @@ pub struct Cost {
     pub wall: f64,
     /// The proxy: its process, all threads (io-wq workers included) and children.
     pub proxy: f64,
-    /// The whole machine: user, system, interrupts.
+    /// The whole machine, kernel threads and interrupts included, without the programs of others.
     pub system: f64,
-    /// CPU time used by neither the proxy nor the generator, as a share of the machine.
+    /// CPU time of programs that are neither the proxy nor the generator, as a share of the machine.
     pub noise: f64,
     /// CPU time the hypervisor gave to others, as a share of the machine.
     pub steal: f64,
@@ -35,21 +35,21 @@ impl Reading {
     /// Reads the clocks; `proxy` is the process under test, if there is one.
     pub fn take(proxy: Option<u32>) -> Self {
         let (busy, steal) = machine();
-        let proxy = proxy.map_or(0.0, |pid| tree(pid).into_iter().map(process).sum());
-        Self { at: Instant::now(), proxy, own: process(std::process::id()), busy, steal }
+        let tree = proxy.map(tree).unwrap_or_default();
+        let others = others(&tree);
+        Self { at: Instant::now(), proxy: tree.into_iter().map(process).sum(), others, busy, steal }
     }
 
     /// What happened since.
     pub fn until(&self, later: &Self) -> Cost {
         let wall = (later.at - self.at).as_secs_f64();
         let machine = wall * cores() as f64;
-        let (proxy, own) = (later.proxy - self.proxy, later.own - self.own);
-        let system = later.busy - self.busy;
+        let others = (later.others - self.others).max(0.0);
         Cost {
             wall,
-            proxy,
-            system,
-            noise: ((system - proxy - own) / machine).max(0.0),
+            proxy: later.proxy - self.proxy,
+            system: later.busy - self.busy - others,
+            noise: others / machine,
             steal: (later.steal - self.steal) / machine,
         }
     }
@@ -109,6 +109,20 @@ fn process(pid: u32) -> f64 {
     let fields = stat(pid);
     let field = |n: usize| fields.get(n).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
     (field(11) + field(12)) / ticks()
+}
+
+/// CPU seconds of all programs but this one and those given, children they waited for included: what a compiler used
+/// before it ended is in its parent's account. Kernel threads, children of no. 2, work for everybody.
+fn others(proxy: &[u32]) -> f64 {
+    let own = std::process::id();
+    let foreign = |pid: u32| {
+        let fields = stat(pid);
+        let parent = fields.get(1).and_then(|f| f.parse::<u32>().ok());
+        let known = pid == own || proxy.contains(&pid) || pid == 2 || parent == Some(2);
+        let field = |n: usize| fields.get(n).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
+        if known { 0.0 } else { (11..15).map(field).sum::<f64>() / ticks() }
+    };
+    numbers("/proc").into_iter().map(foreign).sum()
 }
 
 /// The fields of /proc/PID/stat after the command's name.

@@ -68,7 +68,7 @@ impl Default for FlowConfig {
             threads: 0,
             pipe_bytes: 256 << 10,
             max_pipes: 512,
-            buffers: 512,
+            buffers: 1024,
             buffer_bytes: 4096,
             queue: 4096,
             on_turn: None,

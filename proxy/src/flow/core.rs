@@ -32,6 +32,8 @@ pub(super) struct Core {
     pub(super) op_splice: bool,
     /// Flows to pump in this turn.
     pub(super) ready: Vec<u32>,
+    /// Splices into pipes since the driver last asked, and their bytes.
+    pub(super) filled: (usize, usize),
     /// Flows to end, found in this turn.
     pub(super) doomed: Vec<(u32, CloseReason)>,
     /// When this turn began.
@@ -60,6 +62,7 @@ impl Core {
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             op_splice: false,
             ready: Vec::new(),
+            filled: (0, 0),
             doomed: Vec::new(),
             now,
             now_ms: now.saturating_duration_since(epoch).as_millis() as u64,

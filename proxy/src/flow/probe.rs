@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
+use io_uring::squeue::Flags;
 use io_uring::{IoUring, Probe, cqueue, opcode, types};
 
 use super::buffers::{Buffers, GROUP};
@@ -50,6 +51,33 @@ pub(super) fn try_operations(ring: &mut IoUring, buffers: &mut Buffers) -> io::R
             return if works { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)) };
         }
     }
+}
+
+/// Whether a send with `MSG_DONTWAIT | MSG_WAITALL` and `IOSQE_CQE_SKIP_SUCCESS` makes a completion exactly when it was not
+/// done in full (io_send and req_set_fail in the kernel; skipping came with 5.17).
+#[expect(unsafe_code, reason = "submitting an operation by hand")]
+pub(super) fn sends_are_silent(ring: &mut IoUring) -> io::Result<bool> {
+    if !ring.params().is_feature_skip_cqe_on_success() {
+        return Ok(false);
+    }
+    let (near, _far) = UnixStream::pair()?;
+    // More than a socket takes at once; the first fits, the second in part, the third not at all.
+    let bytes = vec![0u8; 16 << 20];
+    let sends = [1, bytes.len(), 1].map(|len| {
+        opcode::Send::new(types::Fd(near.as_raw_fd()), bytes.as_ptr(), len as u32)
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | libc::MSG_WAITALL)
+            .build()
+            .user_data(super::ring::NOBODY)
+            .flags(Flags::SKIP_SUCCESS)
+    });
+    for entry in &sends {
+        // SAFETY: `bytes` and `near` live until every send is done, which it is when the call below returns.
+        unsafe { ring.submission().push(entry) }.map_err(io::Error::other)?;
+    }
+    ring.submit()?;
+    let failed: Vec<i32> = ring.completion().map(|c| c.result()).collect();
+    let partly = 1..bytes.len() as i32;
+    Ok(matches!(failed[..], [some, none] if partly.contains(&some) && none == -libc::EAGAIN))
 }
 
 /// Why io_uring was refused, and the remedy, in one line for the log.

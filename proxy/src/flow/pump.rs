@@ -218,6 +218,7 @@ impl Core {
         match socket::splice(socks[dir].fd.as_fd(), pipe.write_end(), room) {
             Moved::Bytes(n) => {
                 dirs[dir].in_pipe += n as u32;
+                self.filled = (self.filled.0 + 1, self.filled.1 + n);
                 socks[dir].readable = n == room || socks[dir].hup;
                 dirs[dir].unsure = n < room;
                 if dirs[dir].pacer.saw(n, room, self.now_ms) {

@@ -9,8 +9,13 @@
 //! A receive on the ring wants a blocking socket, splice(2) a non-blocking one, and `O_NONBLOCK` belongs to the socket:
 //! so both directions of a flow change stage together, while each has its own pace.
 //!
-//! The first send of a message is a plain call: it is complete when it returns, where an operation would need another
-//! turn for its completion.
+//! Sends are submitted together with the next wait. Each must either fit at once or fail (`MSG_DONTWAIT | MSG_WAITALL`),
+//! and only a failure makes a completion (`IOSQE_CQE_SKIP_SUCCESS`): after the call that submitted it, a send without a
+//! completion is a send that was done in full. So a batch of messages costs one system call. `probe` tries this first;
+//! where it does not hold, every send has its completion.
+//!
+//! The sockets of `Stage::Ready` are watched by an epoll set that the ring polls. While small pieces come in, the set is
+//! left alone for a moment, so that they gather without waking anybody; what happens on the ring wakes the thread at once.
 
 #![expect(
     unsafe_code,
@@ -23,22 +28,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use io_uring::squeue::{Entry, Flags};
+use io_uring::squeue::Entry;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 
 use super::buffers::{Buffers, GROUP};
 use super::config::{FlowConfig, Mode};
 use super::core::Core;
-use super::direction::Pace;
 use super::mailbox::Mailbox;
 use super::probe;
 use super::pump::pace_counter;
-use super::socket::{self, Moved};
+
 use super::state::{Goal, Side, Stage, reset};
 use super::stats::add;
 use super::worker::Driver;
 use crate::session::CloseReason;
+use bulk_set::BulkSet;
+use sends::SilentSend;
 
 const ENTRIES: u32 = 1024;
 /// Queued buffers at which the receive pauses, or bulk begins.
@@ -47,11 +53,24 @@ const QUEUE_HIGH: u16 = 16;
 const QUEUE_LOW: u16 = 4;
 /// How often flows in `Stage::Ready` are asked whether they are quiet.
 const REVIEW: Duration = Duration::from_millis(25);
+/// A silent send is booked this soon, though nothing else happens.
+const BOOK_WITHIN: Duration = Duration::from_millis(20);
 const EVENTS: u32 = (libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP) as u32;
 /// `user_data` of the mailbox's poll.
 const WAKE: u64 = u64::MAX;
 /// `user_data` of what needs no answer.
-const NOBODY: u64 = u64::MAX - 1;
+pub(super) const NOBODY: u64 = u64::MAX - 1;
+/// `user_data` of the poll on the bulk set.
+const BULK: u64 = u64::MAX - 2;
+/// `user_data` of a timeout.
+const ALARM: u64 = u64::MAX - 3;
+/// From here on `user_data` names no flow.
+const RESERVED: u64 = ALARM;
+/// A shorter wait is a wait of its own; a longer one ends by an alarm that stays set over many waits: arming a timer
+/// for each of them would cost more than a message.
+const SHORT_WAIT: Duration = Duration::from_millis(2);
+/// The longest alarm; one that comes early is set again.
+const LONGEST_ALARM: Duration = Duration::from_secs(1);
 
 /// An operation kind; with the side or direction it makes a bit of `FlowState::ops` and the low bits of `user_data`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -80,11 +99,24 @@ pub(super) struct RingDriver {
     buffers: Buffers,
     mailbox: Arc<Mailbox>,
     completions: Vec<(u64, i32, u32)>,
+    /// Whether sends that fit make no completion.
+    silent_sends: bool,
+    /// Such sends that were pushed since the last call, and those that it took.
+    pushed: Vec<SilentSend>,
+    taken: Vec<SilentSend>,
+    /// Bytes or a FIN follow a silent send: no completion will call for them.
+    followed: bool,
+    bulk: BulkSet,
     /// Receives that ended for want of buffers.
     starved: Vec<(u32, Side)>,
     /// Flows in `Stage::Ready`.
     engaged: Vec<u32>,
     review_at: Instant,
+    /// When the earliest alarm goes off.
+    alarm_at: Option<Instant>,
+    alarm: Box<Timespec>,
+    /// The beginning of this turn.
+    now: Instant,
 }
 
 impl RingDriver {
@@ -94,14 +126,23 @@ impl RingDriver {
         let count = config.buffers.clamp(1, 1 << 15).next_power_of_two() as u16;
         let mut buffers = Buffers::register(&ring, count, config.buffer_bytes.max(1))?;
         probe::try_operations(&mut ring, &mut buffers)?;
+        let silent_sends = probe::sends_are_silent(&mut ring)?;
         let mut driver = Self {
             ring,
             buffers,
             mailbox: Arc::clone(mailbox),
             completions: Vec::new(),
+            silent_sends,
+            pushed: Vec::new(),
+            taken: Vec::new(),
+            followed: false,
+            bulk: BulkSet::new()?,
             starved: Vec::new(),
             engaged: Vec::new(),
             review_at: Instant::now(),
+            alarm_at: None,
+            alarm: Box::new(Timespec::new()),
+            now: Instant::now(),
         };
         driver.watch_mailbox();
         Ok(driver)
@@ -157,6 +198,14 @@ impl RingDriver {
     fn on_completion(&mut self, core: &mut Core, user_data: u64, result: i32, flags: u32) -> bool {
         match user_data {
             NOBODY => return false,
+            BULK => {
+                self.bulk.on_poll();
+                return false;
+            }
+            ALARM => {
+                self.alarm_at = self.alarm_at.filter(|at| *at > self.now);
+                return false;
+            }
             WAKE => {
                 if !cqueue::more(flags) {
                     self.watch_mailbox();
@@ -229,98 +278,6 @@ impl RingDriver {
         Ok(())
     }
 
-    /// Sends what is queued in `dir`, by call as long as it fits, else by one operation on the ring.
-    fn forward(&mut self, core: &mut Core, key: u32, dir: Side) -> Result<(), CloseReason> {
-        let way = core.buffered_way();
-        loop {
-            let Some(flow) = core.flows.get_mut(key) else { return Ok(()) };
-            if flow.stage != Stage::Ring || flow.ops & Op::Send.bit(dir) != 0 {
-                return Ok(());
-            }
-            let owned = !flow.dirs[dir].pending.is_empty();
-            let bytes = match owned {
-                true => flow.dirs[dir].rest(),
-                false => match self.buffers.front(&flow.dirs[dir]) {
-                    Some(bytes) => bytes,
-                    None if flow.dirs[dir].eof && !flow.dirs[dir].done => return core.half_close(key, dir),
-                    None => return Ok(()),
-                },
-            };
-            let (at, len) = (bytes.as_ptr(), bytes.len());
-            let sent = match socket::send(&flow.socks[1 - dir].fd, bytes) {
-                Moved::Bytes(n) => n,
-                Moved::Blocked | Moved::End => 0,
-                Moved::Failed(_) => return Err(reset(1 - dir)),
-            };
-            self.delivered(core, key, dir, sent, way);
-            if sent < len {
-                let Some(flow) = core.flows.get(key) else { return Ok(()) };
-                let fd = Fd(flow.socks[1 - dir].fd.as_raw_fd());
-                let entry = opcode::Send::new(fd, at.wrapping_add(sent), (len - sent) as u32)
-                    .flags(libc::MSG_NOSIGNAL)
-                    .build();
-                self.launch(core, key, Op::Send, dir, entry);
-                return Ok(());
-            }
-            self.resume(core, key, dir);
-        }
-    }
-
-    fn delivered(&mut self, core: &mut Core, key: u32, dir: Side, n: usize, way: super::Way) {
-        let Some(flow) = core.flows.get_mut(key) else { return };
-        if n == 0 {
-            return;
-        }
-        flow.delivered(dir, n, way, &core.stats, core.now_ms);
-        if flow.dirs[dir].pending.is_empty() {
-            self.buffers.advance(&mut flow.dirs[dir], n);
-        } else {
-            flow.dirs[dir].advance(n);
-        }
-    }
-
-    fn on_sent(&mut self, core: &mut Core, key: u32, dir: Side, result: i32) -> Result<(), CloseReason> {
-        match result {
-            1.. => self.delivered(core, key, dir, result as usize, core.buffered_way()),
-            0 => {}
-            code if matches!(-code, libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {}
-            _ => return Err(reset(1 - dir)),
-        }
-        self.forward(core, key, dir)?;
-        self.resume(core, key, dir);
-        Ok(())
-    }
-
-    /// Starts a paused receive again once the queue is short.
-    fn resume(&mut self, core: &mut Core, key: u32, dir: Side) {
-        let Some(flow) = core.flows.get_mut(key) else { return };
-        if flow.dirs[dir].paused && flow.dirs[dir].queued <= QUEUE_LOW {
-            flow.dirs[dir].paused = false;
-            self.receive(core, key, dir);
-        }
-    }
-
-    /// A direction in bulk, or one whose receiver does not take its bytes, leaves the ring; in `Mode::Copy` the
-    /// receive pauses.
-    fn consider_bulk(&mut self, core: &mut Core, key: u32, dir: Side) {
-        let Some(flow) = core.flows.get_mut(key) else { return };
-        let full = flow.dirs[dir].queued >= QUEUE_HIGH;
-        if flow.stage != Stage::Ring || (!full && flow.dirs[dir].pacer.pace() == Pace::Interactive) {
-            return;
-        }
-        if full && flow.dirs[dir].pacer.stalled() {
-            add(&core.stats.to_bulk, 1);
-        }
-        if flow.dirs[dir].pacer.pace() == Pace::Bulk {
-            self.quiesce(core, key, Goal::Ready);
-        } else if !flow.dirs[dir].paused {
-            flow.dirs[dir].paused = true;
-            if flow.ops & Op::Recv.bit(dir) != 0 {
-                self.cancel(key, Op::Recv, dir);
-            }
-        }
-    }
-
     fn on_poll(
         &mut self,
         core: &mut Core,
@@ -343,117 +300,6 @@ impl RingDriver {
         Ok(())
     }
 
-    fn cancel(&mut self, key: u32, op: Op, side: Side) {
-        let entry = opcode::AsyncCancel::new(op.user_data(key, side)).build();
-        self.push(&entry.user_data(NOBODY).flags(Flags::SKIP_SUCCESS));
-    }
-
-    /// Cancels everything in flight; `goal` begins after the last completion.
-    fn quiesce(&mut self, core: &mut Core, key: u32, goal: Goal) {
-        let Some(flow) = core.flows.get_mut(key) else { return };
-        let already = matches!(flow.stage, Stage::Quiescing(_));
-        flow.stage = Stage::Quiescing(goal);
-        let ops = flow.ops;
-        if !already {
-            for op in Op::ALL {
-                for side in (0..2).filter(|side| ops & op.bit(*side) != 0) {
-                    self.cancel(key, op, side);
-                }
-            }
-        }
-        self.after_quiesce(core, key);
-    }
-
-    fn after_quiesce(&mut self, core: &mut Core, key: u32) {
-        let Some(flow) = core.flows.get_mut(key) else { return };
-        let Stage::Quiescing(goal) = flow.stage else { return };
-        if flow.ops != 0 {
-            return;
-        }
-        match goal {
-            Goal::Close => {
-                for dir in &mut flow.dirs {
-                    while self.buffers.pop(dir) {}
-                }
-                core.finish(key);
-            }
-            Goal::Ready => self.go_ready(core, key),
-            Goal::Ring => self.go_ring(core, key),
-        }
-    }
-
-    /// Non-blocking sockets, polls on both, and all bytes on their way in memory of the flow's own.
-    fn go_ready(&mut self, core: &mut Core, key: u32) {
-        let Some(flow) = core.flows.get_mut(key) else { return };
-        flow.stage = Stage::Ready;
-        for side in 0..2 {
-            flow.socks[side].readable = !flow.dirs[side].eof;
-            flow.socks[side].writable = true;
-            flow.dirs[side].paused = false;
-            while let Some(bytes) = self.buffers.front(&flow.dirs[side]) {
-                flow.dirs[side].pending.extend_from_slice(bytes);
-                self.buffers.pop(&mut flow.dirs[side]);
-            }
-        }
-        let fds = [0, 1].map(|side| flow.socks[side].fd.as_raw_fd());
-        if (0..2).any(|side| socket::set_nonblocking(&flow.socks[side].fd, true).is_err()) {
-            return core.doom(key, CloseReason::Internal);
-        }
-        for (side, fd) in fds.into_iter().enumerate() {
-            self.poll(core, key, side, fd, EVENTS);
-        }
-        let layered = core.flows.get(key).is_some_and(|flow| flow.layers.is_some());
-        if !core.op_splice && !layered {
-            if self.engaged.is_empty() {
-                self.review_at = core.now + REVIEW;
-            }
-            self.engaged.push(key);
-        }
-        core.list(key);
-    }
-
-    /// Blocking sockets and a receive on both.
-    fn go_ring(&mut self, core: &mut Core, key: u32) {
-        let Some(flow) = core.flows.get_mut(key) else { return };
-        flow.stage = Stage::Ring;
-        if (0..2).any(|side| socket::set_nonblocking(&flow.socks[side].fd, false).is_err()) {
-            return core.doom(key, CloseReason::Internal);
-        }
-        for side in 0..2 {
-            if let Err(reason) = self.forward(core, key, side) {
-                return core.doom(key, reason);
-            }
-            self.receive(core, key, side);
-        }
-    }
-
-    /// Takes the flows back to the ring whose directions are all quiet and empty.
-    fn review(&mut self, core: &mut Core) {
-        if self.engaged.is_empty() || core.now < self.review_at {
-            return;
-        }
-        self.review_at = core.now + REVIEW;
-        for key in std::mem::take(&mut self.engaged) {
-            let Some(flow) = core.flows.get_mut(key) else { continue };
-            if flow.stage != Stage::Ready || flow.reason.is_some() {
-                continue;
-            }
-            for dir in &mut flow.dirs {
-                if dir.empty() && dir.pacer.quiet(core.now_ms) {
-                    add(&core.stats.to_interactive, 1);
-                }
-            }
-            let calm = |dir: &super::state::Direction| {
-                dir.pacer.pace() == Pace::Interactive && dir.empty() && !dir.unsure
-            };
-            if flow.dirs.iter().all(calm) {
-                self.quiesce(core, key, Goal::Ring);
-            } else {
-                self.engaged.push(key);
-            }
-        }
-    }
-
     fn feed_starved(&mut self, core: &mut Core) {
         if self.starved.is_empty() || !self.buffers.available() {
             return;
@@ -463,10 +309,41 @@ impl RingDriver {
         }
     }
 
+    fn set_alarm(&mut self, wait: Duration) {
+        let at = self.now + wait;
+        if self.alarm_at.is_some_and(|set| set <= at) {
+            return;
+        }
+        self.alarm_at = Some(at);
+        *self.alarm = Timespec::from(wait);
+        // The kernel reads the time when it takes the operation, which is before the next one is set.
+        let alarm = opcode::Timeout::new(&raw const *self.alarm).build();
+        self.push(&alarm.user_data(ALARM));
+    }
+
     fn submit(&mut self, patience: Option<Duration>) -> io::Result<()> {
+        let patience = match (std::mem::take(&mut self.followed), self.pushed.is_empty()) {
+            (true, _) => Some(Duration::ZERO),
+            (false, true) => patience,
+            (false, false) => Some(patience.map_or(BOOK_WITHIN, |wait| wait.min(BOOK_WITHIN))),
+        };
+        let answer = self.enter(patience);
+        let mut queue = self.ring.submission();
+        queue.sync();
+        if queue.is_empty() {
+            self.taken.append(&mut self.pushed);
+        }
+        answer
+    }
+
+    fn enter(&mut self, patience: Option<Duration>) -> io::Result<()> {
         let answer = match patience {
             None => self.ring.submit_and_wait(1),
             Some(Duration::ZERO) => self.ring.submit(),
+            Some(wait) if wait >= SHORT_WAIT => {
+                self.set_alarm(wait.min(LONGEST_ALARM));
+                self.ring.submit_and_wait(1)
+            }
             Some(wait) => {
                 let wait = Timespec::from(wait);
                 self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&wait))
@@ -500,13 +377,16 @@ impl Driver for RingDriver {
     fn wait(&mut self, core: &mut Core, patience: Option<Duration>) -> io::Result<bool> {
         self.submit(patience)?;
         core.tick();
+        self.now = core.now;
         let mut completions = std::mem::take(&mut self.completions);
         completions.extend(self.ring.completion().map(|c| (c.user_data(), c.result(), c.flags())));
         let mut woken = false;
+        self.book_sends(core, &mut completions);
         for (user_data, result, flags) in completions.drain(..) {
             woken |= self.on_completion(core, user_data, result, flags);
         }
         self.completions = completions;
+        self.bulk.collect(core);
         Ok(woken)
     }
 
@@ -516,13 +396,21 @@ impl Driver for RingDriver {
         }
         self.review(core);
         self.feed_starved(core);
+        if !self.engaged.is_empty() && self.bulk.wants_poll(core) {
+            let poll = opcode::PollAdd::new(Fd(self.bulk.fd()), libc::POLLIN as u32).build();
+            self.push(&poll.user_data(BULK));
+        }
         core.stats.buffers_in_use.store(self.buffers.in_use() as u64, Relaxed);
     }
 
     fn patience(&self) -> Option<Duration> {
-        let review = !self.engaged.is_empty();
-        review.then(|| self.review_at.saturating_duration_since(Instant::now()))
+        let review = (!self.engaged.is_empty()).then_some(self.review_at);
+        let next = [review, self.bulk.due()].into_iter().flatten().min()?;
+        Some(next.saturating_duration_since(Instant::now()))
     }
 }
 
+mod bulk_set;
 mod op_splice;
+mod sends;
+mod stages;
