@@ -2,13 +2,17 @@
 //! `cargo xtask dist` puts into the packages.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Command, CommandFactory};
 use clap_complete::{Shell, generate_to};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let dir = PathBuf::from(std::env::args_os().nth(1).ok_or("usage: manuals DIRECTORY")?);
+    write(&PathBuf::from(std::env::args_os().nth(1).ok_or("usage: manuals DIRECTORY")?))
+}
+
+/// Into `dir/man` and `dir/completions`.
+pub fn write(dir: &Path) -> Result<(), Box<dyn Error>> {
     let (man, completions) = (dir.join("man"), dir.join("completions"));
     std::fs::create_dir_all(&man)?;
     std::fs::create_dir_all(&completions)?;

@@ -7,7 +7,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
@@ -17,31 +16,21 @@ use crate::sh::{self, cargo, command, root, target};
 /// What goes into the tarball besides binary and manuals.
 const ALONG: [&str; 4] = ["systemd", "docs", "LICENSE-APACHE", "LICENSE-MIT"];
 
-/// `cargo xtask dist …`
-#[derive(clap::Args)]
-pub struct Args {
-    /// Only the .deb, from an unoptimised build: what the test of the package installs.
-    #[arg(long)]
-    dev: bool,
-}
-
 /// Everything into `target/dist`.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run() -> Result<()> {
     setup::all(Some(Job::Dist))?;
     let dist = target().join("dist");
-    let profile = if args.dev { "dev" } else { "release" };
-    sh::run(cargo().args(["build", "--locked", "-p", "mksgate", "--bin", "mksgate", "--profile", profile]))?;
-    if args.dev {
-        return package_dev(&dist);
-    }
+    fs::create_dir_all(&dist)?;
+    sh::run(cargo().args(["build", "--release", "--locked", "-p", "mksgate", "--bin", "mksgate"]))?;
     // Where the package's list of files can name it, whatever the build directory is called.
-    let manuals_dir = target().join("release/manuals");
-    manuals(&manuals_dir)?;
+    let manuals = target().join("release/manuals");
+    write_manuals(&manuals)?;
     let name = format!("mksgate_{}_{}", version()?, std::env::consts::ARCH);
     let deb = format!("{name}.deb");
     // Line tables stay: an operator's stack trace names lines.
-    sh::run(cargo_deb(&dist.join(&deb)).arg("--no-strip"))?;
-    let tarball = tarball(&dist, &name, &manuals_dir)?;
+    let package = ["deb", "--locked", "-p", "mksgate", "--no-build", "--no-strip", "--output"];
+    sh::run(cargo().args(package).arg(dist.join(&deb)))?;
+    let tarball = tarball(&dist, &name, &manuals)?;
     let sbom = sbom(&dist, &name)?;
     sums(&dist, &[deb, tarball, sbom])?;
     eprintln!("made {}", dist.display());
@@ -49,7 +38,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Always from the dev profile: what they say does not depend on it, and it is built already.
-fn manuals(into: &Path) -> Result<()> {
+fn write_manuals(into: &Path) -> Result<()> {
     if into.exists() {
         fs::remove_dir_all(into)?;
     }
@@ -57,22 +46,6 @@ fn manuals(into: &Path) -> Result<()> {
     sh::run(
         cargo().args(["run", "--quiet", "--locked", "-p", "mksgate", "--example", "manuals", "--"]).arg(into),
     )
-}
-
-/// cargo-deb packages releases only, so the unoptimised binary is put where it looks for one.
-fn package_dev(dist: &Path) -> Result<()> {
-    let place = dist.join("dev");
-    fs::create_dir_all(place.join("release"))?;
-    fs::copy(target().join("debug/mksgate"), place.join("release/mksgate"))?;
-    manuals(&place.join("release/manuals"))?;
-    let mut make = cargo_deb(&dist.join("mksgate-dev.deb"));
-    sh::run(make.arg("--fast").env("CARGO_TARGET_DIR", &place))
-}
-
-fn cargo_deb(deb: &Path) -> Command {
-    let mut make = cargo();
-    make.args(["deb", "--locked", "-p", "mksgate", "--no-build", "--output"]).arg(deb);
-    make
 }
 
 fn tarball(dist: &Path, name: &str, manuals: &Path) -> Result<String> {

@@ -52,7 +52,7 @@ enum Task {
         args: Vec<String>,
     },
     /// Make what is handed out: a .deb, a tarball, a list of what is in them (SBOM), and checksums.
-    Dist(dist::Args),
+    Dist,
     /// Formatting, clippy, licences and duplicate dependencies.
     Lint,
     /// Build optimised and measure; arguments go to the `bench` binary.
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
         Task::Ebpf { if_possible } => ebpf::run(if_possible),
         Task::Demo(args) => demo::run(&args),
         Task::Test { args } => tasks::test(&args),
-        Task::Dist(args) => dist::run(&args),
+        Task::Dist => dist::run(),
         Task::Lint => tasks::lint(),
         Task::Bench { args } => tasks::bench(&args),
     };

@@ -71,6 +71,20 @@ impl Finding {
     }
 }
 
+impl Finding {
+    /// Somebody who may not read the service's files does not know whether the service can.
+    fn as_seen_by_a_stranger(self) -> Self {
+        match self.verdict {
+            Verdict::Fail => Self::warn(
+                self.check,
+                self.found,
+                "run `mksgate doctor` as root: this user may not see what the service sees",
+            ),
+            _ => self,
+        }
+    }
+}
+
 /// What is to be examined.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -93,9 +107,13 @@ pub fn examine(options: &Options) -> Vec<Finding> {
     findings.push(clock::examine(SystemTime::now()));
     if let Some(config) = &config {
         user::impersonate(account.as_ref(), || {
-            findings.push(keys::examine(&config.tickets.keys));
-            findings.extend(certificate::examine(config, SystemTime::now()));
-            findings.extend(audit::examine(config));
+            let mut files = vec![keys::examine(&config.tickets.keys)];
+            files.extend(certificate::examine(config, SystemTime::now()));
+            files.extend(audit::examine(config));
+            let sees = user::sees_as(account.as_ref());
+            findings.extend(
+                files.into_iter().map(|finding| if sees { finding } else { finding.as_seen_by_a_stranger() }),
+            );
         });
     }
     let running = service::examine(&mut findings);
@@ -112,4 +130,20 @@ pub fn examine(options: &Options) -> Vec<Finding> {
 /// The worst of them.
 pub fn worst(findings: &[Finding]) -> Verdict {
     findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_line_decides_the_exit_code() {
+        let (ok, warn, fail) =
+            (Finding::ok("a", "b"), Finding::warn("a", "b", "c"), Finding::fail("a", "b", "c"));
+        assert_eq!(worst(&[]) as u8, 0);
+        assert_eq!(worst(&[ok.clone(), warn.clone()]) as u8, 1);
+        assert_eq!(worst(&[warn, fail.clone(), ok.clone()]) as u8, 2);
+        assert_eq!(fail.as_seen_by_a_stranger().verdict, Verdict::Warn);
+        assert_eq!(ok.clone().as_seen_by_a_stranger(), ok);
+    }
 }

@@ -12,6 +12,11 @@ pub fn service() -> Option<User> {
     User::from_name(NAME).ok().flatten()
 }
 
+/// Whether this process may see what the service sees: it is root, the service itself, or there is no service yet.
+pub fn sees_as(account: Option<&User>) -> bool {
+    account.is_none_or(|account| geteuid().is_root() || geteuid() == account.uid)
+}
+
 /// Runs `work` with the file access of the service, if this process is root and `account` exists; else as it is.
 /// The credentials of the whole process change meanwhile: for commands without other threads.
 pub fn impersonate<T>(account: Option<&User>, work: impl FnOnce() -> T) -> T {
