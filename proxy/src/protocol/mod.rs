@@ -4,3 +4,4 @@ pub mod authd;
 pub mod http;
 pub mod line;
 pub mod rfb;
+pub mod soap;
