@@ -12,7 +12,7 @@ use mksgate_bench::sim::cert::TlsVersions;
 use mksgate_bench::sim::config::BANNER_PLAIN;
 use mksgate_bench::sim::screen::Pattern;
 use mksgate_bench::sim::{
-    Closed, Cut, Desktop, Drip, Esxi, EsxiConfig, EventKind, Fault, Faults, Screen, Step, Ticket, Vm,
+    Closed, Cut, Desktop, Drip, Esxi, EsxiConfig, EventKind, Fault, Faults, Screen, Slow, Step, Ticket, Vm,
 };
 
 const VM: &str = "[ds 1] web (prod)/web.vmx";
@@ -312,6 +312,30 @@ fn a_dripping_host_is_slow_and_right() {
     let mut back = [0; 4];
     console.read_exact(&mut back).unwrap();
     assert_eq!(&back, b"drip");
+}
+
+#[test]
+fn a_slow_reader_stops_the_writer() {
+    let slow = Slow { bytes: 1024, every: Duration::from_millis(100) };
+    let esxi = Esxi::start(config(Vm::plain(VM, Screen::echo()))).unwrap();
+    esxi.set_faults(Faults::none().slow_reader(slow));
+    let raw = raw_console(&esxi);
+    raw.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    refuses_64_mib(raw);
+
+    let esxi = host(Screen::echo());
+    esxi.set_faults(Faults::none().slow_reader(slow));
+    let console = connect(esxi.addr()).unwrap().console(TICKET, VM).unwrap();
+    console.sock.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    refuses_64_mib(console);
+}
+
+fn refuses_64_mib(mut console: impl std::io::Write) {
+    let chunk = vec![0; 64 << 10];
+    let stopped = (0..1024).find_map(|_| console.write_all(&chunk).err());
+    let kind = stopped.expect("64 MiB were taken").kind();
+    // rustls says WriteZero when its buffer is full of what the socket did not take.
+    assert!(matches!(kind, ErrorKind::WouldBlock | ErrorKind::WriteZero), "{kind:?}");
 }
 
 #[test]

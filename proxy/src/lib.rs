@@ -7,6 +7,7 @@ pub mod backend;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod flow;
 pub mod front;
 pub mod gate;

@@ -12,6 +12,7 @@ use mksgate::metrics::{Door, Metrics};
 use mksgate::session::{CloseReason, Session};
 use serde_json::Value;
 
+const DOCS: &str = include_str!("../../docs/admin-api.md");
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn session(id: u64) -> Arc<Session> {
@@ -87,6 +88,11 @@ fn open_close_and_refusal_are_one_line_each() {
     assert!(close["seconds"].is_number() && close["started"] == open["started"]);
     assert_eq!((&refused["event"], &refused["reason"]), (&"refused".into(), &"ticket_expired".into()));
     assert!(refused["time"].as_str().unwrap().ends_with('Z'));
+    for record in [open, close, refused] {
+        for field in record.as_object().unwrap().keys() {
+            assert!(DOCS.contains(&format!("`{field}`")), "{field} is not in docs/admin-api.md");
+        }
+    }
     assert_eq!(audit.lost(), 0);
     assert!(metrics(&audit).contains("mksgate_audit_records_total 3"));
 }

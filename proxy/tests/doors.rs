@@ -10,6 +10,8 @@ use mksgate_bench::sim::{Esxi, EsxiConfig, EventKind, Fault, Faults, Screen, Ste
 use support::client::{self, Tls};
 use support::{Appliance, HOST_TICKET, PATIENCE, Setup, VM, now};
 
+type Door = fn(SocketAddr) -> Tls;
+
 fn echo_host() -> Esxi {
     host(EsxiConfig::default())
 }
@@ -28,8 +30,8 @@ fn ping(stream: &mut std::net::TcpStream, text: &[u8]) {
 #[test]
 fn a_ticket_opens_a_console_through_both_doors_and_its_end_is_accounted() {
     let (mut gate, host) = (Setup::new().start(), echo_host());
-    for through in [client::authd as fn(SocketAddr) -> Tls, client::mks] {
-        let address = if through == client::mks as fn(SocketAddr) -> Tls { gate.tls } else { gate.authd };
+    let doors: [(Door, SocketAddr); 2] = [(client::authd, gate.authd), (client::mks, gate.tls)];
+    for (through, address) in doors {
         let mut stream = client::open(through(address), &gate.ticket(&host), VM).unwrap();
         ping(&mut stream, b"hello console");
         assert_eq!(gate.metric("mksgate_sessions", &["tenant=\"acme\""]), 1.0);
@@ -39,10 +41,6 @@ fn a_ticket_opens_a_console_through_both_doors_and_its_end_is_accounted() {
         assert_eq!(gate.wait_closed(), "client_closed");
         assert_eq!(gate.metric("mksgate_sessions", &["tenant=\"acme\""]), 0.0);
     }
-    let dir = gate.dir.path().to_owned();
-    assert!(gate.stop().success());
-    let audit = std::fs::read_to_string(dir.join("audit.jsonl"));
-    drop(audit);
 }
 
 #[test]
@@ -111,6 +109,7 @@ fn wrong_dialogues_get_the_protocols_own_codes() {
             assert!(tls.ask("QUIT").unwrap().starts_with("221"));
         }
         assert_eq!(tls.rest(), "");
+        drop(tls);
         gate.wait_refused(reason);
     }
     let mut tls = client::authd(gate.authd);
@@ -209,7 +208,15 @@ fn tickets_that_may_not_be_used_are_refused_with_their_reason() {
             "530",
             "ticket_unknown_key",
         ),
-        (gate.ticket_with(&host, |c| c.exp = now() - 10), "530", "ticket_expired"),
+        (
+            gate.ticket_with(&host, |c| {
+                c.iat -= 20;
+                c.nbf -= 20;
+                c.exp = now() - 10;
+            }),
+            "530",
+            "ticket_expired",
+        ),
         (gate.ticket_with(&host, |c| c.nbf = now() + 60), "530", "ticket_not_yet_valid"),
         (
             gate.ticket_with(&host, |c| {

@@ -1,8 +1,18 @@
 //! The command line: one file per subcommand.
 
+mod certificate;
 mod check;
+mod doctor;
+pub mod hist;
+pub mod output;
+pub mod revoke;
 mod serve;
+pub mod service;
+pub mod sessions;
+pub mod tenants;
+mod ticket;
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -21,25 +31,54 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the appliance.
+    /// Run the appliance
     Serve(ConfigArg),
-    /// Check a configuration, its keys and its certificate; point at what is wrong.
+    /// Check a configuration, its keys and its certificate; point at what is wrong
     Check(ConfigArg),
+    /// Look for what is wrong on this host, and say what to do about it
+    ///
+    /// Exit code: 0 all is well, 1 something could be better, 2 consoles will be refused.
+    Doctor(doctor::DoctorCommand),
+    /// Make a self-signed certificate and its key
+    Certificate(certificate::CertificateCommand),
+    /// Make keys, seal, open and revoke tickets
+    Ticket(ticket::TicketCommand),
+    /// List the live consoles, or close some
+    Sessions(sessions::SessionsCommand),
+    /// Show the tenants, their limits and their live consoles
+    Tenants(tenants::TenantsCommand),
+    /// Show or export latencies
+    Hist(hist::HistCommand),
+    /// What runs, and in which state
+    Status(service::StatusCommand),
+    /// Read the configuration again
+    Reload(service::ReloadCommand),
+    /// Let nobody in any more and end with the last console
+    Drain(service::DrainCommand),
 }
 
 /// Which configuration.
 #[derive(clap::Args)]
 struct ConfigArg {
-    /// The configuration file.
+    /// The configuration file
     #[arg(long, short, env = "MKSGATE_CONFIG", default_value = CONFIG)]
     config: PathBuf,
 }
 
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
-    let result = match Cli::parse().command {
+    let result: Result<(), Box<dyn Error>> = match Cli::parse().command {
         Command::Serve(arg) => serve::run(&arg.config),
         Command::Check(arg) => check::run(&arg.config),
+        Command::Doctor(command) => return doctor::run(command),
+        Command::Certificate(command) => certificate::run(command),
+        Command::Ticket(command) => command.run(),
+        Command::Sessions(command) => command.run(),
+        Command::Tenants(command) => command.run(),
+        Command::Hist(command) => command.run(),
+        Command::Status(command) => command.run(),
+        Command::Reload(command) => command.run(),
+        Command::Drain(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -35,13 +35,14 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     let gate = build(config)?;
     let runtime = if gate.engines.driver() == "io_uring" { Runtime::Uring } else { Runtime::Tokio };
     let fronts = Fronts::start(&gate, &listeners, threads, runtime)?;
-    let control = Arc::new(Control::new(gate.clone(), filter));
+    let mut addresses = Vec::new();
     for listener in &listeners {
-        let door = if listener.door == Door::Authd { "authd" } else { "tls" };
-        tracing::info!(door, address = %listener.socket.local_addr()?, "listening");
+        let address = listener.socket.local_addr()?;
+        tracing::info!(door = listener.door.listener(), %address, "listening");
+        addresses.push((listener.door, address));
     }
-    tracing::info!(driver = gate.engines.driver(), "serving");
     drop(listeners);
+    let control = Arc::new(Control::new(gate, filter, addresses));
     control::run(control, fronts)?;
     tracing::info!("stopped");
     Ok(())
@@ -115,7 +116,10 @@ fn sample(stats: &EngineStats) -> EngineSample {
         pipes_idle: load(&stats.pipes_idle),
         pipes_in_use: load(&stats.pipes_in_use),
         enobufs: load(&stats.enobufs),
-        mode_switches: load(&stats.to_bulk) + load(&stats.to_interactive),
+        pipes_refused: load(&stats.pipes_refused),
+        buffers_in_use: load(&stats.buffers_in_use),
+        to_bulk: load(&stats.to_bulk),
+        to_interactive: load(&stats.to_interactive),
     }
 }
 

@@ -189,12 +189,13 @@ impl Default for SocketsFile {
 struct AdminFile {
     socket: PathBuf,
     uids: Vec<u32>,
+    gids: Vec<u32>,
     metrics: Option<String>,
 }
 
 impl Default for AdminFile {
     fn default() -> Self {
-        Self { socket: "/run/mksgate/admin.sock".into(), uids: vec![], metrics: None }
+        Self { socket: "/run/mksgate/admin.sock".into(), uids: vec![], gids: vec![], metrics: None }
     }
 }
 
@@ -335,7 +336,12 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
                 .duration("sockets.user_timeout_seconds", file.sockets.user_timeout_seconds)?,
             mark: file.sockets.mark,
         },
-        admin: Admin { socket: context.file(file.admin.socket), uids: file.admin.uids, metrics },
+        admin: Admin {
+            socket: context.file(file.admin.socket),
+            uids: file.admin.uids,
+            gids: file.admin.gids,
+            metrics,
+        },
         audit: Audit { file: file.audit.file.map(|f| context.file(f)), journal: file.audit.journal },
         log: Log { filter: file.log.filter, format: file.log.format },
         tenants,
@@ -565,18 +571,18 @@ targets = ["10.1.0.0/16"]
     #[test]
     fn errors_name_line_key_and_remedy() {
         for (from, to, line, said) in [
-            ("max_sessions = 10", "max_sessions = 10\nmax_sesions = 1", Some(13), "max_sesions"),
-            ("max_sessions = 10", "max_sessions = \"x\"", Some(12), "invalid type"),
-            ("10.0.0.0/8:902", "10.0.0.1/8:902", Some(13), "write 10.0.0.0/8"),
-            ("number = 1", "number = 0", Some(16), "count from 1"),
+            ("max_sessions = 10", "max_sessions = 10\nmax_sesions = 1", Some(12), "max_sesions"),
+            ("max_sessions = 10", "max_sessions = \"x\"", Some(11), "invalid type"),
+            ("10.0.0.0/8:902", "10.0.0.1/8:902", Some(12), "write 10.0.0.0/8"),
+            ("number = 1", "number = 0", Some(15), "count from 1"),
             ("0.0.0.0:902", "0.0.0.0", Some(4), "write 0.0.0.0:443"),
             ("0.0.0.0:902", "0.0.0.0:443", Some(2), "twice"),
-            ("targets = [\"10.1.0.0/16\"]", "targets = []", Some(18), "list the hypervisors"),
+            ("targets = [\"10.1.0.0/16\"]", "targets = []", Some(17), "list the hypervisors"),
             (
                 "targets = [\"10.1.0.0/16\"]",
                 "targets = [\"10.1.0.0/16\"]\nsources = [\"192.0.2.0/24\"]",
-                Some(19),
-                "also a source of tenant `acme`",
+                Some(13),
+                "also a source of tenant `bolt`",
             ),
             ("[tickets]", "[deadlines]\nidle_seconds = -1\n[tickets]", Some(9), "more than 0"),
             ("[tickets]", "[admin]\nmetrics = \"0.0.0.0:9464\"\n[tickets]", Some(9), "loopback"),

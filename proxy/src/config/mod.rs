@@ -63,7 +63,7 @@ pub struct Listen {
 }
 
 /// TLS of the doors.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
     /// Which suites.
     pub policy: Policy,
@@ -74,7 +74,7 @@ pub struct Tls {
 }
 
 /// Tickets.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tickets {
     /// The directory of JWK files.
     pub keys: PathBuf,
@@ -155,12 +155,14 @@ pub struct Sockets {
 }
 
 /// The operator's side.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
     /// Unix socket.
     pub socket: PathBuf,
     /// Users besides root and the service's own that may use it.
     pub uids: Vec<u32>,
+    /// Groups whose members may use it; the socket belongs to the first.
+    pub gids: Vec<u32>,
     /// Loopback address of `/metrics`, `/live`, `/ready`.
     pub metrics: Option<SocketAddr>,
 }

@@ -1,12 +1,13 @@
 //! Reload: the file is read and checked whole before anything of it comes into force; a bad one changes nothing.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use thiserror::Error;
 use tracing_subscriber::EnvFilter;
 
 use super::Control;
+use crate::admin::Reloaded;
 use crate::config::{Config, ConfigError};
 use crate::session::{self, CloseReason};
 use crate::ticket::{KeyError, KeyRing};
@@ -33,20 +34,19 @@ pub enum ReloadError {
 }
 
 impl Control {
-    /// Brings the file into force, all or nothing. Returns the names of changed settings that want a restart.
-    pub fn reload(&self) -> Result<Vec<&'static str>, ReloadError> {
+    /// Brings the file into force, all or nothing. Returns what changed, and what waits for a restart.
+    pub fn reload(&self) -> Result<Reloaded, ReloadError> {
         let result = self.reload_all();
         match &result {
-            Ok(waiting) if waiting.is_empty() => tracing::info!("configuration reloaded"),
-            Ok(waiting) => {
-                tracing::warn!(?waiting, "configuration reloaded; these settings wait for a restart")
+            Ok(Reloaded { changed, needs_restart }) => {
+                tracing::info!(?changed, ?needs_restart, "configuration reloaded")
             }
             Err(error) => tracing::error!(%error, "configuration not reloaded; the old one stays in force"),
         }
         result
     }
 
-    fn reload_all(&self) -> Result<Vec<&'static str>, ReloadError> {
+    fn reload_all(&self) -> Result<Reloaded, ReloadError> {
         let gate = &self.gate;
         let old = gate.config.load_full();
         let new = old.load_again()?;
@@ -56,7 +56,7 @@ impl Control {
         let certified = certificate::load(&new.tls.certificate, &new.tls.key, &provider)?;
         let tls = tls::server_config(new.tls.policy, gate.presented.clone())?;
         // Nothing below can fail.
-        let waiting = want_restart(&old, &new);
+        let reloaded = compare(&old, &new);
         gate.presented.replace(certified);
         gate.tls.store(Arc::new(tls));
         gate.provider.store(provider);
@@ -68,7 +68,8 @@ impl Control {
         let _ = self.log.reload(filter);
         gate.audit.reopen();
         session::close_all(gate, CloseReason::TenantRemoved, |s| gone.contains(&s.tenant));
-        Ok(waiting)
+        self.set_loaded(SystemTime::now());
+        Ok(reloaded)
     }
 
     /// Ticket keys and certificate alone, when their files changed. What cannot be used is said and left.
@@ -88,16 +89,27 @@ impl Control {
     }
 }
 
-fn want_restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    [
-        ("listen", old.listen != new.listen),
-        ("flow", old.flow != new.flow),
-        ("admin.socket", old.admin.socket != new.admin.socket),
-        ("admin.metrics", old.admin.metrics != new.admin.metrics),
-        ("audit", old.audit != new.audit),
-        ("log.format", old.log.format != new.log.format),
-    ]
-    .into_iter()
-    .filter_map(|(name, changed)| changed.then_some(name))
-    .collect()
+fn compare(old: &Config, new: &Config) -> Reloaded {
+    let named = |all: &[(&str, bool)]| {
+        all.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).into()).collect()
+    };
+    Reloaded {
+        changed: named(&[
+            ("tenants", old.tenants != new.tenants),
+            ("limits", old.limits != new.limits),
+            ("deadlines", old.deadlines != new.deadlines),
+            ("sockets", old.sockets != new.sockets),
+            ("proxy_protocol", old.balancers != new.balancers),
+            ("tls", old.tls != new.tls),
+            ("tickets", old.tickets != new.tickets),
+            ("log.filter", old.log.filter != new.log.filter),
+        ]),
+        needs_restart: named(&[
+            ("listen", old.listen != new.listen),
+            ("flow", old.flow != new.flow),
+            ("admin", old.admin != new.admin),
+            ("audit", old.audit != new.audit),
+            ("log.format", old.log.format != new.log.format),
+        ]),
+    }
 }

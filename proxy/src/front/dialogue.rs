@@ -6,8 +6,8 @@ use std::time::{Instant, SystemTime};
 use rustls::server::UnbufferedServerConnection;
 use tokio::time::timeout_at;
 
-use super::Refused;
 use super::refused::Who;
+use super::{FAREWELL, Refused};
 use crate::admission::{Admission, Denied, Entry};
 use crate::backend::{BackendError, Dial, EsxiMks};
 use crate::gate::{Caller, Gate};
@@ -159,7 +159,7 @@ impl Dialogue<'_> {
         };
         self.gate.metrics.record(Stage::BackendHandshake, began.elapsed());
         let reply = self.server.connected(&path);
-        self.tls.write_all(reply.as_bytes()).await.map_err(|e| Refused::new("client_closed", e).of(&who))?;
+        self.tls.write_last(reply.as_bytes()).await.map_err(|e| Refused::new("client_closed", e).of(&who))?;
         let (wire, to_backend) = self.tls.into_raw();
         let client = wire.into_fd().map_err(|e| Refused::new("internal", e).of(&who))?;
         let over = HandOver {
@@ -217,8 +217,7 @@ impl Dialogue<'_> {
 
     /// Tells the client and hands the reason on. Whether the client still listens changes nothing.
     async fn goodbye(&mut self, line: &str, refused: Refused) -> Refused {
-        let within = self.gate.config.load().deadlines.handshake;
-        let _ = tokio::time::timeout(within, self.tls.farewell(line.as_bytes())).await;
+        let _ = tokio::time::timeout(FAREWELL, self.tls.farewell(line.as_bytes())).await;
         refused.of(&self.who())
     }
 

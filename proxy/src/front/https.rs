@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustls::server::UnbufferedServerConnection;
 use tokio::time::timeout;
 
-use super::{Refused, authd, dialogue};
+use super::{FAREWELL, Refused, authd, dialogue};
 use crate::admission::Entry;
 use crate::gate::{Caller, Gate};
 use crate::metrics::Door;
@@ -29,11 +29,11 @@ pub(super) async fn serve(
     let within = gate.config.load().deadlines.handshake;
     let head = match timeout(within, read_head(&mut tls)).await {
         Ok(Ok(head)) => head,
-        Ok(Err((Some(status), refused))) => return Err(answer(gate, tls, status, refused).await),
+        Ok(Err((Some(status), refused))) => return Err(answer(tls, status, refused).await),
         Ok(Err((None, refused))) => return Err(refused),
         Err(_) => {
             let refused = Refused::new("deadline_request", "no whole request in time");
-            return Err(answer(gate, tls, Status::Timeout, refused).await);
+            return Err(answer(tls, Status::Timeout, refused).await);
         }
     };
     match route(&head) {
@@ -44,7 +44,7 @@ pub(super) async fn serve(
         }
         Err(status) => {
             let refused = Refused::new("bad_request", status.as_str());
-            Err(answer(gate, tls, status, refused).await)
+            Err(answer(tls, status, refused).await)
         }
     }
 }
@@ -91,9 +91,8 @@ async fn read_head(tls: &mut Tls) -> Result<Head, (Option<Status>, Refused)> {
     }
 }
 
-async fn answer(gate: &Arc<Gate>, mut tls: Tls, status: Status, refused: Refused) -> Refused {
-    let within = gate.config.load().deadlines.handshake;
+async fn answer(mut tls: Tls, status: Status, refused: Refused) -> Refused {
     let response = status.response(status.text());
-    let _ = timeout(within, tls.farewell(response.as_bytes())).await;
+    let _ = timeout(FAREWELL, tls.farewell(response.as_bytes())).await;
     refused
 }

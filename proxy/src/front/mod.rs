@@ -22,6 +22,8 @@ pub use refused::Refused;
 use crate::gate::Gate;
 use crate::wire::Runtime;
 
+/// How long a client that was refused may take to read why and to close.
+const FAREWELL: std::time::Duration = std::time::Duration::from_secs(1);
 /// Entries of each front thread's submission queue: accepts, and a few reads and writes per handshake.
 const RING_ENTRIES: u32 = 1024;
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use ppp::{HeaderResult, PartialResult, v1, v2};
+use ppp::{HeaderResult, v1, v2};
 
 use super::Refused;
 use crate::wire::Wire;
@@ -43,15 +43,25 @@ pub(super) async fn read(mut wire: Wire) -> Result<(Option<SocketAddr>, Wire, Ve
     }
 }
 
+/// Whether a header is all there, or what is there can be none. The parser takes some beginnings of a v1 line for wrong ones.
+fn is_whole(buffer: &[u8]) -> bool {
+    let begins = |with: &[u8]| buffer.iter().zip(with).all(|(a, b)| a == b);
+    if begins(v2::PROTOCOL_PREFIX) {
+        let len = buffer.get(14..16).map(|len| 16 + usize::from(u16::from_be_bytes([len[0], len[1]])));
+        len.is_some_and(|len| buffer.len() >= len)
+    } else if begins(b"PROXY ") {
+        // The longest v1 header has 107 bytes.
+        buffer.len() >= 107 || buffer.windows(2).any(|end| end == b"\r\n")
+    } else {
+        true
+    }
+}
+
 fn parse(buffer: &[u8]) -> Parsed {
-    if buffer.is_empty() {
+    if !is_whole(buffer) {
         return Parsed::Incomplete;
     }
-    let result = HeaderResult::parse(buffer);
-    if result.is_incomplete() {
-        return Parsed::Incomplete;
-    }
-    match result {
+    match HeaderResult::parse(buffer) {
         HeaderResult::V1(Ok(header)) => {
             let source = match header.addresses {
                 v1::Addresses::Tcp4(a) => Some((a.source_address, a.source_port).into()),

@@ -4,14 +4,19 @@
 //! digits bound the error of a value to 1 %. A histogram is made with the first value of its stage on its shard and grows with
 //! the largest value seen: a flow thread that only ever records flow turns holds about 20 KiB.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::V2DeflateSerializer;
-use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
+use hdrhistogram::serialization::interval_log::{
+    IntervalLogIterator, IntervalLogWriterBuilder, LogEntry, Tag,
+};
+use hdrhistogram::serialization::{Deserializer, V2DeflateSerializer};
 use serde::{Deserialize, Serialize};
 
 use super::Stage;
@@ -123,19 +128,7 @@ impl Timings {
 
     /// The distribution in numbers.
     pub fn percentiles(&self, stage: Stage) -> Percentiles {
-        let h = &self.histogram;
-        let at = |q: f64| seconds(h.value_at_quantile(q).min(h.max()));
-        Percentiles {
-            stage,
-            count: h.len(),
-            sum: self.sum_ns as f64 / 1e9,
-            min: seconds(h.min()),
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            p999: at(0.999),
-            max: seconds(h.max()),
-        }
+        Percentiles { sum: self.sum_ns as f64 / 1e9, ..Percentiles::of(stage, &self.histogram) }
     }
 
     /// How many values lie in each interval up to the next bound (seconds, rising), the last one without an upper bound. A
@@ -149,6 +142,24 @@ impl Timings {
             out[at].1 += value.count_at_value();
         }
         out
+    }
+}
+
+impl Percentiles {
+    /// Of a histogram of nanoseconds; the sum is then within 1 %.
+    pub fn of(stage: Stage, h: &Histogram<u64>) -> Self {
+        let at = |q: f64| seconds(h.value_at_quantile(q).min(h.max()));
+        Self {
+            stage,
+            count: h.len(),
+            sum: h.mean() * h.len() as f64 / 1e9,
+            min: seconds(h.min()),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: seconds(h.max()),
+        }
     }
 }
 
@@ -178,6 +189,37 @@ pub fn write_log<'a>(
     Ok(())
 }
 
+/// Reads an HdrHistogram interval log of values in nanoseconds, as [`write_log`] writes it and other tools may have: all intervals of
+/// a stage added up. Intervals without a tag that names a stage are left out.
+///
+/// # Errors
+/// The text is not such a log.
+pub fn read_log(text: &[u8]) -> Result<BTreeMap<Stage, Histogram<u64>>, LogError> {
+    let mut all = BTreeMap::new();
+    let mut deserializer = Deserializer::new();
+    for (line, entry) in IntervalLogIterator::new(text).enumerate() {
+        let bad = |what: String| LogError { entry: line + 1, what };
+        let LogEntry::Interval(interval) = entry.map_err(|error| bad(format!("{error:?}")))? else {
+            continue;
+        };
+        let Some(stage) = interval.tag().and_then(|tag| Stage::parse(tag.as_str())) else { continue };
+        let bytes = STANDARD.decode(interval.encoded_histogram()).map_err(|error| bad(error.to_string()))?;
+        let part: Histogram<u64> =
+            deserializer.deserialize(&mut bytes.as_slice()).map_err(|error| bad(error.to_string()))?;
+        let sum = all.entry(stage).or_insert_with(|| Timings::new().histogram);
+        sum.add(&part).map_err(|error| bad(error.to_string()))?;
+    }
+    Ok(all)
+}
+
+/// Where an interval log could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("entry {entry}: {what}; is it an HdrHistogram interval log?")]
+pub struct LogError {
+    entry: usize,
+    what: String,
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -185,9 +227,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-
-    use hdrhistogram::serialization::Deserializer;
-    use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
     use super::*;
 
@@ -248,21 +287,11 @@ mod tests {
         let mut text = Vec::new();
         let parts = [(Stage::Ticket, &ticket.histogram)];
         write_log(&mut text, started, started + Duration::from_secs(60), parts).unwrap();
-        let mut seen = 0;
-        for entry in IntervalLogIterator::new(&text) {
-            let LogEntry::Interval(interval) = entry.unwrap() else { continue };
-            assert_eq!(interval.tag().unwrap().as_str(), "ticket");
-            assert_eq!(interval.duration(), Duration::from_secs(60));
-            let bytes = base64::Engine::decode(
-                &base64::engine::general_purpose::STANDARD,
-                interval.encoded_histogram(),
-            )
-            .unwrap();
-            let back: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_slice()).unwrap();
-            assert_eq!(back.len(), 100);
-            assert_eq!(back.value_at_quantile(0.5), ticket.histogram.value_at_quantile(0.5));
-            seen += 1;
-        }
-        assert_eq!(seen, 1);
+        let back = read_log(&text).unwrap();
+        assert_eq!(back.keys().collect::<Vec<_>>(), [&Stage::Ticket]);
+        assert_eq!(back[&Stage::Ticket].len(), 100);
+        assert_eq!(back[&Stage::Ticket].value_at_quantile(0.5), ticket.histogram.value_at_quantile(0.5));
+        assert!(text.starts_with(b"#mksgate latencies"));
+        assert!(read_log(b"Tag=ticket,1,1,1,HISTFAAA\n").is_err());
     }
 }

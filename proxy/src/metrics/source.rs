@@ -20,10 +20,16 @@ pub struct EngineSample {
     pub pipes_idle: u64,
     /// Pipes that a direction holds.
     pub pipes_in_use: u64,
+    /// Times a direction copied because no pipe was to be had.
+    pub pipes_refused: u64,
     /// Receives that found no provided buffer.
     pub enobufs: u64,
-    /// Changes of a direction between interactive and bulk.
-    pub mode_switches: u64,
+    /// Provided buffers that hold bytes on their way.
+    pub buffers_in_use: u64,
+    /// Directions that went from interactive to bulk.
+    pub to_bulk: u64,
+    /// Directions that went from bulk back to interactive.
+    pub to_interactive: u64,
 }
 
 /// Bytes delivered by the way they took through the engine.
@@ -96,10 +102,17 @@ fn sample_engines(driver: &'static str, engines: &[EngineSample], out: &mut Samp
     for (state, field) in pipes {
         out.gauge("mksgate_flow_pipes", "Pipes of the flow engine", &[("state", state)], int(sum(field)));
     }
+    let help = "Times a direction copied because no pipe was to be had";
+    out.counter("mksgate_flow_pipes_refused", help, &[], sum(|e| e.pipes_refused));
     let help = "Receives that found no provided buffer";
     out.counter("mksgate_flow_enobufs", help, &[], sum(|e| e.enobufs));
-    let help = "Changes of a direction between interactive and bulk";
-    out.counter("mksgate_flow_mode_switches", help, &[], sum(|e| e.mode_switches));
+    let help = "Provided buffers that hold bytes on their way";
+    out.gauge("mksgate_flow_buffers_in_use", help, &[], int(sum(|e| e.buffers_in_use)));
+    let switches: [(&str, Field); 2] = [("bulk", |e| e.to_bulk), ("interactive", |e| e.to_interactive)];
+    for (mode, field) in switches {
+        let help = "Directions that changed to this mode";
+        out.counter("mksgate_flow_mode_switches", help, &[("to", mode)], sum(field));
+    }
 }
 
 fn sample_tickets(tickets: &TicketSample, out: &mut Samples) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// A step of a console's way whose duration is kept as a histogram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// Accept until the client's TLS handshake was complete.
@@ -140,6 +140,14 @@ pub enum Door {
 }
 
 impl Door {
+    /// Which listener it stands behind: `authd` or `tls`.
+    pub fn listener(self) -> &'static str {
+        match self {
+            Self::Authd => "authd",
+            _ => "tls",
+        }
+    }
+
     /// How many there are.
     pub const COUNT: usize = 2;
 

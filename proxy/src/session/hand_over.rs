@@ -132,13 +132,13 @@ fn addresses(socket: &impl AsFd) -> io::Result<(std::net::SocketAddr, std::net::
     Ok((internet(socket.local_addr()?)?, internet(socket.peer_addr()?)?))
 }
 
-/// Closes every session that `selects`, with this reason; returns how many.
-pub fn close_all(gate: &Gate, reason: CloseReason, selects: impl Fn(&Session) -> bool) -> usize {
+/// Closes every session that `selects`, with this reason; returns their numbers.
+pub fn close_all(gate: &Gate, reason: CloseReason, selects: impl Fn(&Session) -> bool) -> Vec<u64> {
     let registry: &Registry = &gate.registry;
     let chosen: Vec<u64> =
         registry.list().iter().filter(|session| selects(session)).map(|session| session.id).collect();
     for id in &chosen {
         gate.engines.close(*id, reason);
     }
-    chosen.len()
+    chosen
 }

@@ -4,7 +4,7 @@
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use mksgate::flow::{Driver, Engines, Flow, FlowConfig, FlowCounters, FlowEnd, FlowLimits, Leg, Mode, Way};
@@ -42,7 +42,10 @@ pub fn everywhere(test: impl Fn(&Engines)) {
 
 /// Two ends of a TCP connection over loopback.
 pub fn pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+    static LISTENER: Mutex<Option<TcpListener>> = Mutex::new(None);
+    let mut listener = LISTENER.lock().unwrap_or_else(PoisonError::into_inner);
+    let listener =
+        listener.get_or_insert_with(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen"));
     let near = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
     let (far, _) = listener.accept().expect("accept");
     for end in [&near, &far] {

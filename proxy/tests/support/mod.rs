@@ -204,7 +204,7 @@ impl Appliance {
 
     pub fn command(&self, args: &[&str]) -> std::process::Output {
         let socket = self.dir.path().join("admin.sock");
-        mksgate().args(args).env("MKSGATE_ADMIN", socket).output().unwrap()
+        mksgate().args(args).env("MKSGATE_ADMIN_SOCKET", socket).output().unwrap()
     }
 
     pub fn metrics(&self) -> String {
