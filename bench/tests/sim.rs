@@ -252,7 +252,7 @@ fn walk(tcp: &mut std::net::TcpStream) -> std::io::Result<()> {
     client.ask(&format!("PASS {TICKET}"))?;
     client.ask(&format!("THUMBPRINT {NONCE}"))?;
     client.ask(&format!("CONNECT {VM} mks"))?;
-    let (mut console, _) = client::tls(client.tls1.sock)?;
+    let (mut console, _) = client::tls(client.tls1.sock.tcp)?;
     console.write_all(NONCE.as_bytes())?;
     console.write_all(b"x")?;
     console.read_exact(&mut [0])
@@ -326,7 +326,7 @@ fn a_slow_reader_stops_the_writer() {
     let esxi = host(Screen::echo());
     esxi.set_faults(Faults::none().slow_reader(slow));
     let console = connect(esxi.addr()).unwrap().console(TICKET, VM).unwrap();
-    console.sock.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    console.sock.tcp.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
     refuses_64_mib(console);
 }
 

@@ -11,6 +11,7 @@ use rustls::crypto::CryptoProvider;
 
 use crate::admission::{Sources, Tenants};
 use crate::audit::Audit;
+use crate::backend::vcenter::Vcenters;
 use crate::config::Config;
 use crate::flow::Engines;
 use crate::metrics::{Door, Metrics};
@@ -34,6 +35,8 @@ pub struct Gate {
     pub tls: ArcSwap<ServerConfig>,
     /// TLS as it is spoken to hypervisors.
     pub provider: ArcSwap<CryptoProvider>,
+    /// The vCenters.
+    pub vcenters: Arc<Vcenters>,
     /// The flow engines.
     pub engines: Engines,
     /// Live sessions.

@@ -5,6 +5,7 @@ pub mod admission;
 pub mod audit;
 pub mod backend;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod control;
 pub mod doctor;

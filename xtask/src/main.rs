@@ -1,6 +1,7 @@
 //! Everything that is done to this repository: `cargo xtask help`.
 
 mod demo;
+mod dist;
 mod setup;
 mod sh;
 mod tasks;
@@ -43,6 +44,8 @@ enum Task {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Make what is handed out: a .deb, a tarball, a list of what is in them (SBOM), and checksums.
+    Dist(dist::Args),
     /// Formatting, clippy, licences and duplicate dependencies.
     Lint,
     /// Build optimised and measure; arguments go to the `bench` binary.
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Task::Build => tasks::build(),
         Task::Demo(args) => demo::run(&args),
         Task::Test { args } => tasks::test(&args),
+        Task::Dist(args) => dist::run(&args),
         Task::Lint => tasks::lint(),
         Task::Bench { args } => tasks::bench(&args),
     };

@@ -28,6 +28,8 @@ pub enum Job {
     Lint,
     /// `cargo xtask bench`
     Bench,
+    /// `cargo xtask dist`
+    Dist,
     /// The XDP program
     Ebpf,
 }
@@ -114,6 +116,41 @@ const NEEDS: &[Need] = &[
         jobs: &[Job::Lint],
         found: || succeeds(cargo().args(["deny", "--version"])),
         from: Source::Cargo(&["cargo-deny", "--version", "0.20.2"]),
+    },
+    Need {
+        what: "cargo-deb",
+        why: "makes the .deb",
+        jobs: &[Job::Dist, Job::Test],
+        found: || succeeds(cargo().args(["deb", "--version"])),
+        from: Source::Cargo(&["cargo-deb", "--version", "3.8.0"]),
+    },
+    Need {
+        what: "dpkg-shlibdeps",
+        why: "finds the libraries that the .deb depends on",
+        jobs: &[Job::Dist, Job::Test],
+        found: || find("dpkg-shlibdeps").is_some(),
+        from: Source::Apt(&["dpkg-dev"]),
+    },
+    Need {
+        what: "cargo-cyclonedx",
+        why: "lists what is in the binary",
+        jobs: &[Job::Dist],
+        found: || succeeds(cargo().args(["cyclonedx", "--version"])),
+        from: Source::Cargo(&["cargo-cyclonedx", "--version", "0.5.9"]),
+    },
+    Need {
+        what: "debootstrap",
+        why: "the root in which the package is installed",
+        jobs: &[Job::Test],
+        found: || find("debootstrap").is_some(),
+        from: Source::Apt(&["debootstrap"]),
+    },
+    Need {
+        what: "systemd-nspawn",
+        why: "boots that root",
+        jobs: &[Job::Test],
+        found: || find("systemd-nspawn").is_some(),
+        from: Source::Apt(&["systemd-container"]),
     },
     Need {
         what: "haproxy",

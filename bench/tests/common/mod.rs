@@ -14,7 +14,7 @@ use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureSch
 /// 16 characters of base64.
 pub const NONCE: &str = "bWtzZ2F0ZS1zaW0h";
 
-pub type Tls = StreamOwned<ClientConnection, TcpStream>;
+pub type Tls = StreamOwned<ClientConnection, ByRecord>;
 
 /// Where the dialogue stands.
 pub struct Console {
@@ -51,7 +51,7 @@ pub fn tls(tcp: TcpStream) -> std::io::Result<(Tls, String)> {
         .with_no_client_auth();
     let name = ServerName::try_from("esxi.example").expect("a name");
     let conn = ClientConnection::new(Arc::new(config), name).expect("a configuration");
-    let mut tls = StreamOwned::new(conn, tcp);
+    let mut tls = StreamOwned::new(conn, ByRecord { tcp, head: Vec::new(), left: 0 });
     while tls.conn.is_handshaking() {
         tls.conn.complete_io(&mut tls.sock)?;
     }
@@ -79,7 +79,7 @@ impl Console {
         let print = announced.strip_prefix("200 ").expect("200").replace(':', "").to_lowercase();
         let connected = self.ask(&format!("CONNECT {vm} mks"))?;
         assert_eq!(connected, format!("200 Connect {vm}"));
-        Ok((print, self.tls1.sock))
+        Ok((print, self.tls1.sock.tcp))
     }
 
     /// The whole way: TLS no. 2, nonce, console.
@@ -91,6 +91,40 @@ impl Console {
         assert_eq!(announced, shown, "TLS no. 2 shows what THUMBPRINT announced");
         console.write_all(NONCE.as_bytes())?;
         Ok(console)
+    }
+}
+
+/// Hands out one TLS record at a time: what follows the last one of TLS no. 1 is left in the socket.
+pub struct ByRecord {
+    pub tcp: TcpStream,
+    head: Vec<u8>,
+    left: usize,
+}
+
+impl std::io::Read for ByRecord {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let most = if self.left > 0 { self.left } else { 5 - self.head.len() }.min(buf.len());
+        let n = self.tcp.read(&mut buf[..most])?;
+        if self.left > 0 {
+            self.left -= n;
+        } else {
+            self.head.extend_from_slice(&buf[..n]);
+            if let [_, _, _, high, low] = self.head[..] {
+                self.left = usize::from(u16::from_be_bytes([high, low]));
+                self.head.clear();
+            }
+        }
+        Ok(n)
+    }
+}
+
+impl std::io::Write for ByRecord {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        self.tcp.write(buf)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.tcp.flush()
     }
 }
 

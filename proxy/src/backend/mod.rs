@@ -2,6 +2,9 @@
 
 mod address;
 mod esxi_mks;
+mod reach;
+mod two_pass;
+pub mod vcenter;
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,6 +13,8 @@ use thiserror::Error;
 
 pub use address::{Dial, dial};
 pub use esxi_mks::EsxiMks;
+pub use reach::{Reached, ask_vcenter, moref, reach};
+pub use vcenter::VcenterError;
 
 use crate::protocol::authd::Refusal;
 use crate::tls::TlsError;
@@ -108,6 +113,12 @@ pub enum BackendError {
         "two-pass host: it answered 630 and wants a second pass; mint tickets with target kind `esx-two-pass` for it"
     )]
     SecondPass,
+    /// The host needs no second pass.
+    #[error("the host gave the console at the first pass; mint tickets with target kind `esxi-mks` for it")]
+    NoSecondPass,
+    /// The vCenter gave no host.
+    #[error(transparent)]
+    Vcenter(#[from] VcenterError),
     /// Some other answer.
     #[error("the host answered {code} at {step:?}")]
     Unexpected {
@@ -138,15 +149,32 @@ impl BackendError {
             Self::Tls(_) => "backend_tls",
             Self::Refused { .. } => "backend_refused",
             Self::SecondPass => "backend_second_pass",
+            Self::NoSecondPass => "backend_no_second_pass",
+            Self::Vcenter(error) => error.as_str(),
             Self::Unexpected { .. } => "backend_unexpected",
             Self::Internal(_) => "internal",
+        }
+    }
+
+    /// Whether the VM may be at another host by now: this one is gone, or does not know the ticket or the VM.
+    pub fn may_have_moved(&self) -> bool {
+        match self {
+            Self::Refused { .. } | Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed { .. } => {
+                true
+            }
+            Self::Unexpected { code, .. } => matches!(code, 510..=514 | 551 | 553),
+            _ => false,
         }
     }
 
     /// What the client hears of it.
     pub fn refusal(&self) -> Refusal {
         match self {
-            Self::OutsideTargets(_) => Refusal::NoAccess,
+            Self::OutsideTargets(_) | Self::Vcenter(VcenterError::OutsideTargets(_)) => Refusal::NoAccess,
+            Self::Vcenter(VcenterError::Login { .. }) => Refusal::BadTicket,
+            Self::Vcenter(VcenterError::PoweredOff | VcenterError::PowerOn(_)) => Refusal::PoweredOff,
+            Self::Vcenter(error) if error.is_failure() => Refusal::Unreachable,
+            Self::Vcenter(VcenterError::Open(_) | VcenterError::Busy) => Refusal::Unreachable,
             Self::Resolve { .. } | Self::Unreachable { .. } | Self::Timeout { .. } => Refusal::Unreachable,
             Self::Refused { .. } => Refusal::BadTicket,
             Self::SecondPass => Refusal::SecondPass,

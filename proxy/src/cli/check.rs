@@ -21,6 +21,10 @@ pub fn run(path: &Path) -> Result<(), Box<dyn Error>> {
             println!("door {door}: {address}");
         }
     }
+    for (name, account) in &config.vcenter.accounts {
+        account.secret.read()?;
+        println!("vCenter {name}: {}:{} as {}", account.host, account.port, account.user);
+    }
     println!("ok");
     Ok(())
 }

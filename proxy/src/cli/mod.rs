@@ -2,6 +2,7 @@
 
 mod certificate;
 mod check;
+mod connect;
 mod doctor;
 pub mod hist;
 pub mod output;
@@ -11,6 +12,7 @@ pub mod service;
 pub mod sessions;
 pub mod tenants;
 mod ticket;
+pub mod top;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -41,6 +43,8 @@ enum Command {
     Doctor(doctor::DoctorCommand),
     /// Make a self-signed certificate and its key
     Certificate(certificate::CertificateCommand),
+    /// Open a console for a VNC viewer
+    Connect(Box<connect::ConnectCommand>),
     /// Make keys, seal, open and revoke tickets
     Ticket(ticket::TicketCommand),
     /// List the live consoles, or close some
@@ -49,6 +53,8 @@ enum Command {
     Tenants(tenants::TenantsCommand),
     /// Show or export latencies
     Hist(hist::HistCommand),
+    /// Watch consoles, tenants and latencies on the terminal
+    Top(top::TopCommand),
     /// What runs, and in which state
     Status(service::StatusCommand),
     /// Read the configuration again
@@ -72,10 +78,12 @@ pub fn run() -> ExitCode {
         Command::Check(arg) => check::run(&arg.config),
         Command::Doctor(command) => return doctor::run(command),
         Command::Certificate(command) => certificate::run(command),
+        Command::Connect(command) => command.run().map_err(Into::into),
         Command::Ticket(command) => command.run(),
         Command::Sessions(command) => command.run(),
         Command::Tenants(command) => command.run(),
         Command::Hist(command) => command.run(),
+        Command::Top(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Reload(command) => command.run(),
         Command::Drain(command) => command.run(),

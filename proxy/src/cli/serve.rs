@@ -13,6 +13,7 @@ use tracing_subscriber::{EnvFilter, Registry as Subscriber, reload};
 
 use crate::admission::{Sources, Tenants};
 use crate::audit::Audit;
+use crate::backend::vcenter::Vcenters;
 use crate::config::{Config, LogFormat};
 use crate::control::{self, Control};
 use crate::flow::{EngineStats, Engines, Way};
@@ -66,6 +67,9 @@ fn build(config: Config) -> Result<Arc<Gate>, Failure> {
     let tickets = Arc::new(Tickets::new(config.tickets.policy.clone(), keys));
     let audit = Audit::open(config.audit.file.as_deref(), config.audit.journal)?;
     export(&metrics, &engines, &tickets, &audit);
+    let vcenters = Vcenters::new(config.vcenter.clone(), provider.clone());
+    let sampled = vcenters.clone();
+    metrics.add_source(move |out| sampled.sample(out));
     Ok(Arc::new(Gate {
         sources: Sources::new(config.limits),
         tenants: Tenants::new(&config.tenants, now),
@@ -77,6 +81,7 @@ fn build(config: Config) -> Result<Arc<Gate>, Failure> {
         metrics,
         audit,
         engines,
+        vcenters,
         headers_pending: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
         config: ArcSwap::from_pointee(config),

@@ -11,8 +11,10 @@ use serde::Deserialize;
 
 use super::error::line_of;
 use super::{
-    Admin, Audit, Config, ConfigError, Deadlines, Flow, Limits, Listen, Log, Sockets, Tenant, Tickets, Tls,
+    Admin, Audit, Config, ConfigError, ConsolePower, Deadlines, Flow, Limits, Listen, Log, Sockets, Tenant,
+    Tickets, Tls,
 };
+use crate::backend::vcenter::config::{self as vcenter, AccountFile, VcenterFile};
 use crate::flow::{Driver, FlowConfig, Mode};
 use crate::ticket::TicketPolicy;
 use crate::tls::Policy;
@@ -54,6 +56,10 @@ struct File {
     audit: AuditFile,
     #[serde(default)]
     log: LogFile,
+    #[serde(default)]
+    vcenter: VcenterFile,
+    #[serde(default)]
+    vcenters: BTreeMap<String, AccountFile>,
     #[serde(default)]
     tenants: BTreeMap<String, TenantFile>,
 }
@@ -235,6 +241,8 @@ struct TenantFile {
     targets: Vec<String>,
     idle_seconds: Option<f64>,
     session_seconds: Option<f64>,
+    #[serde(default)]
+    console_power: ConsolePower,
 }
 
 fn seconds<const N: u64>() -> u64 {
@@ -344,6 +352,8 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
         },
         audit: Audit { file: file.audit.file.map(|f| context.file(f)), journal: file.audit.journal },
         log: Log { filter: file.log.filter, format: file.log.format },
+        vcenter: vcenter::check(&file.vcenter, file.vcenters, |path| context.file(path))
+            .map_err(|(key, what)| context.error(&key, what))?,
         tenants,
     })
 }
@@ -518,6 +528,7 @@ fn tenant(context: &Context<'_>, name: &str, file: TenantFile, number: u32) -> R
         targets: context.each(&key("targets"), &file.targets)?,
         idle: seconds("idle_seconds", file.idle_seconds)?,
         session: seconds("session_seconds", file.session_seconds)?,
+        console_power: file.console_power,
     })
 }
 

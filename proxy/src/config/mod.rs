@@ -14,8 +14,9 @@ use std::time::Duration;
 
 pub use error::ConfigError;
 pub use file::LogFormat;
-pub use tenant::{Cidr, TargetRange, Tenant};
+pub use tenant::{Cidr, ConsolePower, TargetRange, Tenant};
 
+use crate::backend::vcenter::Vcenter;
 use crate::flow::{Driver, FlowConfig, Mode};
 use crate::ticket::TicketPolicy;
 use crate::tls::Policy;
@@ -47,6 +48,8 @@ pub struct Config {
     pub audit: Audit,
     /// The log.
     pub log: Log,
+    /// How vCenters are talked to, and the accounts there.
+    pub vcenter: Vcenter,
     /// The tenants by name.
     pub tenants: BTreeMap<String, Tenant>,
 }

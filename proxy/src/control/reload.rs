@@ -59,7 +59,8 @@ impl Control {
         let reloaded = compare(&old, &new);
         gate.presented.replace(certified);
         gate.tls.store(Arc::new(tls));
-        gate.provider.store(provider);
+        gate.provider.store(provider.clone());
+        gate.vcenters.reload(new.vcenter.clone(), provider);
         gate.tickets.reload(new.tickets.policy.clone(), keys);
         gate.sources.reload(new.limits);
         gate.metrics.set_tenants(&new.tenants.keys().cloned().collect::<Vec<_>>());
@@ -102,6 +103,7 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
             ("proxy_protocol", old.balancers != new.balancers),
             ("tls", old.tls != new.tls),
             ("tickets", old.tickets != new.tickets),
+            ("vcenter", old.vcenter != new.vcenter),
             ("log.filter", old.log.filter != new.log.filter),
         ]),
         needs_restart: named(&[
