@@ -1,2 +1,16 @@
-//! Shared by the XDP program and the proxy.
+//! What the XDP program and the proxy share: the packet reader, the token bucket, the map types and the verdict.
+//!
+//! Nothing here does I/O, allocates, or asks for the time, so the code that decides in the kernel is the code that the
+//! tests run in userspace.
 #![no_std]
+
+pub mod bucket;
+pub mod map;
+pub mod packet;
+pub mod reset;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod verdict;
+
+#[cfg(any(test, feature = "testing"))]
+extern crate std;

@@ -15,6 +15,7 @@ use crate::backend::vcenter::Vcenters;
 use crate::config::Config;
 use crate::flow::Engines;
 use crate::metrics::{Door, Metrics};
+use crate::sdk::SdkSessions;
 use crate::session::{CloseReason, Registry, Session};
 use crate::ticket::Tickets;
 use crate::tls::Presented;
@@ -37,6 +38,10 @@ pub struct Gate {
     pub provider: ArcSwap<CryptoProvider>,
     /// The vCenters.
     pub vcenters: Arc<Vcenters>,
+    /// Sessions of clients that take the appliance for a vCenter.
+    pub sdk: SdkSessions,
+    /// Ports of the doors, as tickets name them.
+    pub ports: Ports,
     /// The flow engines.
     pub engines: Engines,
     /// Live sessions.
@@ -51,7 +56,37 @@ pub struct Gate {
     pub draining: AtomicBool,
 }
 
+/// Ports of the doors: those that are listened on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// The first TLS door.
+    pub tls: Option<u16>,
+    /// The first authd door.
+    pub authd: Option<u16>,
+}
+
 impl Gate {
+    /// Under which name a console is to be asked for: the configured one, else the address the client dialled.
+    pub fn console_host(&self, caller: &Caller) -> String {
+        self.config
+            .load()
+            .console
+            .address
+            .clone()
+            .unwrap_or_else(|| caller.local.ip().to_canonical().to_string())
+    }
+
+    /// The public port of the TLS doors.
+    pub fn console_tls_port(&self) -> u16 {
+        self.config.load().console.tls_port.or(self.ports.tls).unwrap_or(443)
+    }
+
+    /// The public port of the authd doors; that of the TLS doors where there is none.
+    pub fn console_authd_port(&self) -> u16 {
+        let public = self.config.load().console.authd_port.or(self.ports.authd);
+        public.unwrap_or_else(|| self.console_tls_port())
+    }
+
     /// Why a session that was just made visible has to end at once: its ticket was revoked, or its tenant removed, after it
     /// was let in and before those who end such sessions could see it.
     pub fn no_longer_welcome(&self, session: &Session) -> Option<CloseReason> {

@@ -14,6 +14,7 @@ pub mod front;
 pub mod gate;
 pub mod metrics;
 pub mod protocol;
+pub mod sdk;
 pub mod session;
 mod sys;
 pub mod ticket;

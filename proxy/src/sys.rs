@@ -1,6 +1,8 @@
 //! The few system calls that no safe crate offers as needed.
 #![expect(unsafe_code, reason = "raw file descriptors")]
 
+pub(crate) mod bpf;
+
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 

@@ -1,10 +1,13 @@
 //! The hypervisor's side: where the sealed ticket points, and nowhere else (invariant 2).
 
 mod address;
+mod console;
 mod esxi_mks;
+mod esxi_webmks;
 mod reach;
 mod two_pass;
 pub mod vcenter;
+mod vnc;
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,11 +15,13 @@ use std::net::SocketAddr;
 use thiserror::Error;
 
 pub use address::{Dial, dial};
+pub use console::{Console, Opening, open};
 pub use esxi_mks::EsxiMks;
 pub use reach::{Reached, ask_vcenter, moref, reach};
 pub use vcenter::VcenterError;
 
 use crate::protocol::authd::Refusal;
+use crate::protocol::rfb_client::RfbClientError;
 use crate::tls::TlsError;
 
 /// A step of the way to the console, for errors and deadlines.
@@ -36,6 +41,12 @@ pub enum Step {
     Thumbprint,
     /// CONNECT.
     Console,
+    /// TLS no. 2, inside which the console is.
+    TlsTwo,
+    /// The WebSocket's handshake.
+    Upgrade,
+    /// RFB's handshake.
+    Rfb,
 }
 
 /// Why there is no console. Told in full to the operator; the client hears [`BackendError::refusal`].
@@ -119,6 +130,14 @@ pub enum BackendError {
     /// The vCenter gave no host.
     #[error(transparent)]
     Vcenter(#[from] VcenterError),
+    /// RFB with the server failed.
+    #[error("{0}")]
+    Rfb(RfbClientError),
+    /// The host did not open the WebSocket.
+    #[error(
+        "the host did not open a WebSocket ({0}); its ticket was used before or expired, or it is no ESXi host"
+    )]
+    NotWebSocket(String),
     /// Some other answer.
     #[error("the host answered {code} at {step:?}")]
     Unexpected {
@@ -151,6 +170,8 @@ impl BackendError {
             Self::SecondPass => "backend_second_pass",
             Self::NoSecondPass => "backend_no_second_pass",
             Self::Vcenter(error) => error.as_str(),
+            Self::Rfb(_) => "backend_rfb",
+            Self::NotWebSocket(_) => "backend_not_websocket",
             Self::Unexpected { .. } => "backend_unexpected",
             Self::Internal(_) => "internal",
         }
@@ -159,9 +180,11 @@ impl BackendError {
     /// Whether the VM may be at another host by now: this one is gone, or does not know the ticket or the VM.
     pub fn may_have_moved(&self) -> bool {
         match self {
-            Self::Refused { .. } | Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed { .. } => {
-                true
-            }
+            Self::Refused { .. }
+            | Self::NotWebSocket(_)
+            | Self::Unreachable { .. }
+            | Self::Timeout { .. }
+            | Self::Closed { .. } => true,
             Self::Unexpected { code, .. } => matches!(code, 510..=514 | 551 | 553),
             _ => false,
         }
@@ -176,7 +199,7 @@ impl BackendError {
             Self::Vcenter(error) if error.is_failure() => Refusal::Unreachable,
             Self::Vcenter(VcenterError::Open(_) | VcenterError::Busy) => Refusal::Unreachable,
             Self::Resolve { .. } | Self::Unreachable { .. } | Self::Timeout { .. } => Refusal::Unreachable,
-            Self::Refused { .. } => Refusal::BadTicket,
+            Self::Refused { .. } | Self::NotWebSocket(_) => Refusal::BadTicket,
             Self::SecondPass => Refusal::SecondPass,
             _ => Refusal::BadServer,
         }

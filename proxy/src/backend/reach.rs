@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::vcenter::{ConsoleKind, Wanted};
+use super::vcenter::{ConsoleKind, Vcenters, Wanted};
 use super::{BackendError, Dial, EsxiMks, two_pass};
-use crate::config::ConsolePower;
+use crate::config::{ConsolePower, Tenant};
 use crate::gate::Gate;
 use crate::metrics::Stage;
 use crate::ticket::{Permit, Target, TargetKind};
@@ -23,34 +23,35 @@ pub async fn reach(gate: &Gate, permit: &Permit, how: Dial<'_>) -> Result<Reache
     if target.kind != TargetKind::Vcenter {
         return reach_host(gate, target, permit.vm(), how).await;
     }
-    let resolved = ask_vcenter(gate, permit, how, ConsoleKind::Mks).await?;
+    let ask = || ask_vcenter(&gate.vcenters, target, permit.vm(), how.tenant, ConsoleKind::Mks);
+    let resolved = ask().await?;
     match reach_host(gate, &resolved, permit.vm(), how).await {
         // It moved between ticket and connect, or its host just went away: the vCenter knows where it is now.
         Err(error) if error.may_have_moved() => {
             tracing::debug!(reason = error.as_str(), %error, "the host did not take a fresh ticket; asking the vCenter again");
-            let resolved = ask_vcenter(gate, permit, how, ConsoleKind::Mks).await?;
+            let resolved = ask().await?;
             reach_host(gate, &resolved, permit.vm(), how).await
         }
         other => other,
     }
 }
 
-/// The host, the ticket and the file that the vCenter names for this Permit's VM just now. Its ticket works once.
+/// The host, the ticket and the file that the vCenter names for this VM just now. Its ticket works once.
 pub async fn ask_vcenter(
-    gate: &Gate,
-    permit: &Permit,
-    how: Dial<'_>,
+    vcenters: &Vcenters,
+    target: &Target,
+    vm: &str,
+    tenant: &Tenant,
     kind: ConsoleKind,
 ) -> Result<Target, BackendError> {
-    let target = permit.target();
     let wanted = Wanted {
         target: target.clone(),
-        vm: moref(target, permit.vm()).to_owned(),
+        vm: moref(target, vm).to_owned(),
         kind,
-        power_on: how.tenant.console_power == ConsolePower::Implicit,
-        reach: how.tenant.targets.clone(),
+        power_on: tenant.console_power == ConsolePower::Implicit,
+        reach: tenant.targets.clone(),
     };
-    Ok(gate.vcenters.console(wanted).await?)
+    Ok(vcenters.console(wanted).await?)
 }
 
 /// The VM's id at the vCenter: `cfg_file` of the target, which says how the target knows the VM; `vm` where absent.

@@ -18,8 +18,9 @@ use crate::config::{Config, LogFormat};
 use crate::control::{self, Control};
 use crate::flow::{EngineStats, Engines, Way};
 use crate::front::{self, Fronts, Listener};
-use crate::gate::Gate;
+use crate::gate::{Gate, Ports};
 use crate::metrics::{Door, EngineSample, Metrics, ModeBytes, Stage, TicketSample};
+use crate::sdk::SdkSessions;
 use crate::session::Registry;
 use crate::ticket::{KeyRing, Tickets};
 use crate::tls::{self, Presented, certificate};
@@ -33,7 +34,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     let filter = start_log(&config)?;
     let listeners = bind(&config)?;
     let threads = front_threads(&config);
-    let gate = build(config)?;
+    let gate = build(config, ports(&listeners))?;
     let runtime = if gate.engines.driver() == "io_uring" { Runtime::Uring } else { Runtime::Tokio };
     let fronts = Fronts::start(&gate, &listeners, threads, runtime)?;
     let mut addresses = Vec::new();
@@ -49,7 +50,16 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn build(config: Config) -> Result<Arc<Gate>, Failure> {
+/// The first port of each kind.
+fn ports(listeners: &[Listener]) -> Ports {
+    let first = |authd: bool| {
+        let mut of_kind = listeners.iter().filter(|listener| (listener.door == Door::Authd) == authd);
+        of_kind.find_map(|listener| listener.socket.local_addr().ok()).map(|address| address.port())
+    };
+    Ports { tls: first(false), authd: first(true) }
+}
+
+fn build(config: Config, ports: Ports) -> Result<Arc<Gate>, Failure> {
     let now = Instant::now();
     let keys = KeyRing::load(&config.tickets.keys)?;
     let provider = config.tls.policy.provider();
@@ -82,6 +92,8 @@ fn build(config: Config) -> Result<Arc<Gate>, Failure> {
         audit,
         engines,
         vcenters,
+        sdk: SdkSessions::default(),
+        ports,
         headers_pending: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
         config: ArcSwap::from_pointee(config),
@@ -131,10 +143,13 @@ fn sample(stats: &EngineStats) -> EngineSample {
 fn bind(config: &Config) -> Result<Vec<Listener>, Failure> {
     let tls = config.listen.tls.iter().map(|address| (*address, Door::Mks));
     let authd = config.listen.authd.iter().map(|address| (*address, Door::Authd));
-    let mut listeners = Vec::new();
+    let mut listeners = front::inherited(&config.listen)?;
     for (address, door) in tls.chain(authd) {
+        if listeners.iter().any(|listener| listener.socket.local_addr().is_ok_and(|held| held == address)) {
+            continue;
+        }
         let bound = front::bind(address, door, config.listen.backlog);
-        listeners.push(bound.map_err(|error| format!("{address} cannot be listened on ({error}); `ss -tlnp` shows who holds the port, and a port below 1024 wants CAP_NET_BIND_SERVICE"))?);
+        listeners.push(bound.map_err(|error| format!("{address} cannot be listened on ({error}); `ss -tlnp` shows who holds the port, and a port below 1024 has to stand in mksgate.socket or wants CAP_NET_BIND_SERVICE"))?);
     }
     Ok(listeners)
 }

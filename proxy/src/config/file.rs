@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use super::error::line_of;
 use super::{
-    Admin, Audit, Config, ConfigError, ConsolePower, Deadlines, Flow, Limits, Listen, Log, Sockets, Tenant,
-    Tickets, Tls,
+    Admin, Audit, Config, ConfigError, Console, ConsolePower, Deadlines, Flow, Limits, Listen, Log, Sockets,
+    Tenant, Tickets, Tls, Web,
 };
 use crate::backend::vcenter::config::{self as vcenter, AccountFile, VcenterFile};
 use crate::flow::{Driver, FlowConfig, Mode};
@@ -37,6 +37,9 @@ pub enum LogFormat {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    console_address: Option<String>,
+    console_tls_port: Option<u16>,
+    console_authd_port: Option<u16>,
     listen: ListenFile,
     #[serde(default)]
     proxy_protocol: ProxyProtocolFile,
@@ -46,6 +49,8 @@ struct File {
     limits: LimitsFile,
     #[serde(default)]
     deadlines: DeadlinesFile,
+    #[serde(default)]
+    web: WebFile,
     #[serde(default)]
     flow: FlowFile,
     #[serde(default)]
@@ -163,6 +168,19 @@ impl Default for DeadlinesFile {
             session_seconds: 0.0,
             drain_seconds: 300.0,
         }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WebFile {
+    origins: Vec<String>,
+    ping_seconds: f64,
+}
+
+impl Default for WebFile {
+    fn default() -> Self {
+        Self { origins: vec![], ping_seconds: 20.0 }
     }
 }
 
@@ -337,6 +355,7 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
         tickets: tickets(&context, file.tickets)?,
         limits,
         deadlines,
+        web: web(&context, file.web)?,
         flow: flow(&context, &file.flow)?,
         sockets: Sockets {
             keepalive: context.duration("sockets.keepalive_seconds", file.sockets.keepalive_seconds)?,
@@ -352,10 +371,28 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
         },
         audit: Audit { file: file.audit.file.map(|f| context.file(f)), journal: file.audit.journal },
         log: Log { filter: file.log.filter, format: file.log.format },
+        console: Console {
+            address: file.console_address.map(|name| console_address(&context, name)).transpose()?,
+            tls_port: file.console_tls_port,
+            authd_port: file.console_authd_port,
+        },
         vcenter: vcenter::check(&file.vcenter, file.vcenters, |path| context.file(path))
             .map_err(|(key, what)| context.error(&key, what))?,
         tenants,
     })
+}
+
+/// A bare name or address: it stands in URLs and in tickets.
+fn console_address(context: &Context<'_>, name: String) -> Result<String, ConfigError> {
+    let bare = name.trim_matches(['[', ']']);
+    let is_name =
+        !bare.is_empty() && bare.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
+    if is_name || bare.parse::<std::net::IpAddr>().is_ok() {
+        return Ok(bare.to_owned());
+    }
+    let what =
+        "is a name or an address without a port; ports are `console_tls_port` and `console_authd_port`";
+    Err(context.error("console_address", what))
 }
 
 fn listen(context: &Context<'_>, file: &ListenFile) -> Result<Listen, ConfigError> {
@@ -417,6 +454,17 @@ fn deadlines(context: &Context<'_>, file: &DeadlinesFile) -> Result<Deadlines, C
         session: context.optional("deadlines.session_seconds", file.session_seconds)?,
         drain: context.duration("deadlines.drain_seconds", file.drain_seconds)?,
     })
+}
+
+fn web(context: &Context<'_>, file: WebFile) -> Result<Web, ConfigError> {
+    for origin in &file.origins {
+        let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+        if host.is_none_or(|host| host.is_empty() || host.contains('/') || !host.is_ascii()) {
+            let what = format!("`{origin}` is no origin; write https://portal.example, without a path");
+            return Err(context.error("web.origins", what));
+        }
+    }
+    Ok(Web { origins: file.origins, ping: context.optional("web.ping_seconds", file.ping_seconds)? })
 }
 
 fn flow(context: &Context<'_>, file: &FlowFile) -> Result<Flow, ConfigError> {
@@ -596,6 +644,7 @@ targets = ["10.1.0.0/16"]
                 "also a source of tenant `bolt`",
             ),
             ("[tickets]", "[deadlines]\nidle_seconds = -1\n[tickets]", Some(9), "more than 0"),
+            ("[tickets]", "[web]\norigins = [\"portal.example/x\"]\n[tickets]", Some(9), "without a path"),
             ("[tickets]", "[admin]\nmetrics = \"0.0.0.0:9464\"\n[tickets]", Some(9), "loopback"),
             ("[tickets]", "[flow]\npipe_bytes = 5000\n[tickets]", Some(9), "power of two"),
         ] {

@@ -38,6 +38,8 @@ pub struct Config {
     pub limits: Limits,
     /// How long each stage may take.
     pub deadlines: Deadlines,
+    /// Consoles in browsers.
+    pub web: Web,
     /// The flow engine.
     pub flow: Flow,
     /// Socket options of both legs.
@@ -48,6 +50,8 @@ pub struct Config {
     pub audit: Audit,
     /// The log.
     pub log: Log,
+    /// Where consoles are to be asked for, as tickets name it.
+    pub console: Console,
     /// How vCenters are talked to, and the accounts there.
     pub vcenter: Vcenter,
     /// The tenants by name.
@@ -144,6 +148,26 @@ impl Flow {
         let Self { driver, mode, threads, pipe_bytes, max_pipes } = *self;
         FlowConfig { driver, mode, threads, pipe_bytes, max_pipes, ..FlowConfig::default() }
     }
+}
+
+/// Consoles in browsers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Web {
+    /// Origins besides our own whose pages may open consoles, as browsers write them: `https://portal.example`.
+    pub origins: Vec<String>,
+    /// How often a silent connection is kept awake; `None`: never.
+    pub ping: Option<Duration>,
+}
+
+/// The public address of the consoles, which a load balancer or a port forward may make another than the listeners'.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Console {
+    /// Name or address; the one a client dialled where absent.
+    pub address: Option<String>,
+    /// Public port of the TLS doors; the listener's where absent.
+    pub tls_port: Option<u16>,
+    /// Public port of the authd doors; the listener's where absent.
+    pub authd_port: Option<u16>,
 }
 
 /// Socket options of both legs.

@@ -36,6 +36,7 @@ pub enum ReloadError {
 impl Control {
     /// Brings the file into force, all or nothing. Returns what changed, and what waits for a restart.
     pub fn reload(&self) -> Result<Reloaded, ReloadError> {
+        let _told = self.manager.reloading();
         let result = self.reload_all();
         match &result {
             Ok(Reloaded { changed, needs_restart }) => {
@@ -103,6 +104,7 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
             ("proxy_protocol", old.balancers != new.balancers),
             ("tls", old.tls != new.tls),
             ("tickets", old.tickets != new.tickets),
+            ("console_address", old.console != new.console),
             ("vcenter", old.vcenter != new.vcenter),
             ("log.filter", old.log.filter != new.log.filter),
         ]),

@@ -2,12 +2,17 @@
 //! Everything here is short-lived; no console's bytes pass through it.
 
 mod accept;
+mod api;
 mod authd;
+mod console;
 mod dialogue;
 mod https;
+mod inherited;
 mod listen;
+mod page;
 mod proxy_header;
 mod refused;
+mod websocket;
 
 use std::io;
 use std::sync::Arc;
@@ -16,6 +21,7 @@ use std::thread::JoinHandle;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
+pub use inherited::{InheritError, inherited};
 pub use listen::{Listener, bind};
 pub use refused::Refused;
 

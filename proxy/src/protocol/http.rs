@@ -37,8 +37,18 @@ pub enum HeadError {
 }
 
 impl Head {
-    /// Parses the head at the front of `buffer`: `None` while it is not whole; else the head and its length.
+    /// Parses the head at the front of `buffer`: `None` while it is not whole; else the head and its length. A request with
+    /// a body is refused.
     pub fn parse(buffer: &[u8]) -> Result<Option<(Self, usize)>, HeadError> {
+        match Self::parse_with_body(buffer)? {
+            Some((head, len, 0)) => Ok(Some((head, len))),
+            Some(_) => Err(HeadError::Body),
+            None => Ok(None),
+        }
+    }
+
+    /// The same where a body may follow, whose length is told; only one of known length is taken.
+    pub fn parse_with_body(buffer: &[u8]) -> Result<Option<(Self, usize, usize)>, HeadError> {
         let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut request = httparse::Request::new(&mut fields);
         let scan = &buffer[..buffer.len().min(MAX_HEAD)];
@@ -59,9 +69,17 @@ impl Head {
             return Err(HeadError::Malformed);
         };
         let head = Self { method: method.into(), target: target.into(), headers };
-        let has_body = head.header("transfer-encoding").is_some()
-            || head.header("content-length").is_some_and(|n| n != "0");
-        if has_body { Err(HeadError::Body) } else { Ok(Some((head, len))) }
+        let mut lengths = head.values("content-length");
+        let body = match (lengths.next(), lengths.next()) {
+            (None, _) => 0,
+            (Some(n), None) if n.bytes().all(|b| b.is_ascii_digit()) => {
+                n.parse().map_err(|_| HeadError::Malformed)?
+            }
+            _ => return Err(HeadError::Malformed),
+        };
+        let encoded = head.values("transfer-encoding").next().is_some();
+        drop(lengths);
+        if encoded { Err(HeadError::Body) } else { Ok(Some((head, len, body))) }
     }
 
     /// A field's value; `None` where it is absent or stands there more than once.
@@ -71,6 +89,18 @@ impl Head {
             (Some((_, value)), None) => Some(value),
             _ => None,
         }
+    }
+
+    /// Every value of a field that may be repeated.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.headers.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether the client wants the connection closed behind the response.
+    pub fn closes(&self) -> bool {
+        self.values("connection")
+            .flat_map(|v| v.split(','))
+            .any(|token| token.trim().eq_ignore_ascii_case("close"))
     }
 
     /// Whether it asks to upgrade to this protocol (RFC 9110, 7.8).
@@ -90,6 +120,8 @@ impl Head {
 pub enum Status {
     /// 400.
     BadRequest,
+    /// 403.
+    Forbidden,
     /// 404.
     NotFound,
     /// 405.
@@ -98,6 +130,8 @@ pub enum Status {
     Timeout,
     /// 426.
     UpgradeRequired,
+    /// 426, where a WebSocket is.
+    WebSocketRequired,
     /// 431.
     HeadTooLarge,
 }
@@ -107,10 +141,11 @@ impl Status {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BadRequest => "400 Bad Request",
+            Self::Forbidden => "403 Forbidden",
             Self::NotFound => "404 Not Found",
             Self::MethodNotAllowed => "405 Method Not Allowed",
             Self::Timeout => "408 Request Timeout",
-            Self::UpgradeRequired => "426 Upgrade Required",
+            Self::UpgradeRequired | Self::WebSocketRequired => "426 Upgrade Required",
             Self::HeadTooLarge => "431 Request Header Fields Too Large",
         }
     }
@@ -119,9 +154,11 @@ impl Status {
     pub fn text(self) -> &'static str {
         match self {
             Self::BadRequest => "This is not a request that is understood here.",
+            Self::Forbidden => "Pages of that origin may not open consoles here.",
             Self::NotFound => "There is nothing here.",
             Self::MethodNotAllowed => "Only GET is taken here.",
             Self::Timeout => "The request took too long.",
+            Self::WebSocketRequired => "A WebSocket is opened here.",
             Self::UpgradeRequired => "Ask for an upgrade to mks.",
             Self::HeadTooLarge => "The request's head is too large.",
         }
@@ -131,6 +168,9 @@ impl Status {
     pub fn response(self, text: &str) -> String {
         let extra = match self {
             Self::UpgradeRequired => "Upgrade: mks\r\nConnection: upgrade, close\r\n",
+            Self::WebSocketRequired => {
+                "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nConnection: upgrade, close\r\n"
+            }
             Self::MethodNotAllowed => "Allow: GET\r\nConnection: close\r\n",
             _ => "Connection: close\r\n",
         };
@@ -170,6 +210,21 @@ mod tests {
         assert_eq!(Head::parse(b"\x16\x03\x01\0\0"), Err(HeadError::Malformed));
         assert_eq!(Head::parse(b"GET / HTTP/1.0\r\n\r\n"), Err(HeadError::Malformed));
         assert_eq!(Head::parse(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nabcde"), Err(HeadError::Body));
+    }
+
+    #[test]
+    fn a_body_of_known_length_is_told_and_no_other_taken() {
+        let parse =
+            |fields: &str| Head::parse_with_body(format!("POST /sdk HTTP/1.1\r\n{fields}\r\n").as_bytes());
+        assert_eq!(parse("Content-Length: 5\r\n").unwrap().unwrap().2, 5);
+        assert_eq!(parse("Transfer-Encoding: chunked\r\n"), Err(HeadError::Body));
+        for fields in [
+            "Content-Length: -1\r\n",
+            "Content-Length: 5\r\nContent-Length: 6\r\n",
+            "Content-Length: 99999999999999999999999\r\n",
+        ] {
+            assert_eq!(parse(fields), Err(HeadError::Malformed), "{fields}");
+        }
     }
 
     #[test]

@@ -1,1 +1,31 @@
-//! xdp
+//! The XDP gate: sheds floods before the kernel's TCP stack pays for them.
+//!
+//! ```text
+//! policy ── Plan ── Program (maps) ── Attachment (one per interface)
+//!                      ↑                     ↑
+//!  set_active, learn ──┴── worker thread ────┴── interfaces that come and go, drop events
+//! ```
+//! It decides capacity, never policy: without it every limit still holds in userspace, only later.
+
+mod attach;
+mod config;
+mod counters;
+mod error;
+mod gate;
+mod local;
+mod maps;
+mod netlink;
+mod policy;
+mod prefix;
+mod worker;
+
+pub use config::{Enabled, Limits, Mode, OnLimit, XdpConfig, XdpConfigError, XdpSection};
+pub use counters::{CounterReport, DropEvent, LoudSource, TenantReport};
+pub use error::{GateError, InterfaceProblem, missing_capabilities};
+pub use gate::{Gate, GateStatus, InterfaceStatus, monotonic};
+pub use maps::{Outcome, Program};
+pub use policy::{MAX_TENANT, Policy, PolicyError, TenantPolicy};
+pub use prefix::{Prefix, PrefixError};
+
+/// The compiled XDP program, if this build has one.
+pub const OBJECT: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/xdp_object.rs"));

@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 use zeroize::Zeroizing;
 
 pub use config::Vcenter;
+pub(crate) use console::resolve;
 pub use console::{ConsoleKind, Wanted};
 pub use endpoint::EndpointKey;
 pub use error::VcenterError;

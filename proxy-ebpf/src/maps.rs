@@ -1,0 +1,48 @@
+//! The maps; `proxy/src/xdp/maps.rs` is the other side. Sizes are defaults, userspace sets them at load.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+};
+use mksgate_common::map::{
+    Address, Counters, Destination, Event, Globals, Learned, PORT_WORDS, Source, SourceKey, Tenant, TenantCounters,
+    shared,
+};
+
+/// One entry, written by userspace.
+#[map]
+pub static GLOBALS: Array<Globals> = Array::with_max_entries(1, 0);
+/// A bitmap of the protected ports.
+#[map]
+pub static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
+/// Protected addresses and ports, and whose they are.
+#[map]
+pub static DESTINATIONS: HashMap<Destination, u32> = HashMap::with_max_entries(1024, 0);
+/// Source prefixes: a tenant's number or `BALANCER`.
+#[map]
+pub static PREFIXES: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1024, BPF_F_NO_PREALLOC);
+/// Sources known by a valid ticket. Userspace alone adds, so a flood of spoofed sources cannot wash it out.
+#[map]
+pub static LEARNED: LruHashMap<SourceKey, Learned> = LruHashMap::with_max_entries(1024, 0);
+/// Buckets of sources. The kernel adds; the least recently seen go first.
+#[map]
+pub static SOURCES: LruHashMap<SourceKey, Source> = LruHashMap::with_max_entries(1024, 0);
+/// Tenants by number, written by userspace.
+#[map]
+pub static TENANTS: Array<Tenant> = Array::with_max_entries(64, 0);
+/// Words of the tenants' buckets.
+#[map]
+pub static TENANT_WORDS: Array<u64> = Array::with_max_entries(64, 0);
+/// Words of the buckets that belong to nobody.
+#[map]
+pub static SHARED: Array<u64> = Array::with_max_entries(shared::COUNT, 0);
+/// One entry.
+#[map]
+pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+/// By tenant's number.
+#[map]
+pub static TENANT_COUNTERS: PerCpuArray<TenantCounters> = PerCpuArray::with_max_entries(64, 0);
+/// Samples of what was shed.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size((256 * size_of::<Event>().next_power_of_two()) as u32, 0);

@@ -1,0 +1,157 @@
+//! The verdict's view of the maps.
+
+use core::arch::asm;
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use mksgate_common::{
+    bucket::Cell,
+    map::{Address, Destination, Globals, Learned, PORTS_PER_WORD, Source, SourceKey, Tenant},
+    verdict::{SourceEntry, Tables},
+};
+
+use crate::maps;
+
+/// A word inside a map's value. Map memory lives as long as the program and no reference to it is kept, so every access
+/// is one raw load or one atomic exchange.
+#[repr(transparent)]
+pub struct Word(u64);
+
+impl Cell for Word {
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        // SAFETY: the word lies in a map value that the verifier has bounded; another CPU may write it meanwhile, and a
+        // volatile load of an aligned word is one instruction.
+        unsafe { core::ptr::read_volatile(&self.0) }
+    }
+
+    #[inline(always)]
+    fn exchange(&self, seen: u64, new: u64) -> bool {
+        let before: u64;
+        // SAFETY: BPF_CMPXCHG compares with and returns in r0 (kernel: Documentation/bpf/standardization/instruction-set.rst).
+        // The target has no compare-exchange in core::sync::atomic, its description says `atomic_cas: false`.
+        unsafe {
+            asm!(
+                "r0 = cmpxchg_64({word} + 0, r0, {new})",
+                word = in(reg) &raw const self.0,
+                new = in(reg) new,
+                inlateout("r0") seen => before,
+                options(nostack),
+            );
+        }
+        before == seen
+    }
+}
+
+/// An entry of `SOURCES`, reached by raw loads and stores like [`Word`].
+#[repr(transparent)]
+pub struct Entry(Source);
+
+impl SourceEntry for Entry {
+    #[inline(always)]
+    fn word(&self) -> &impl Cell {
+        // SAFETY: the field is a word, and `Word` is transparent over one.
+        unsafe { &*(&raw const self.0.full_at).cast::<Word>() }
+    }
+
+    #[inline(always)]
+    fn prefix(&self) -> u64 {
+        // SAFETY: an aligned word of a map value, read by one instruction.
+        unsafe { core::ptr::read_volatile(&raw const self.0.prefix) }
+    }
+
+    #[inline(always)]
+    fn set_prefix(&self, prefix: u64) {
+        // SAFETY: an aligned word of a map value, written by one instruction; map values are writable.
+        unsafe { core::ptr::write_volatile((&raw const self.0.prefix).cast_mut(), prefix) }
+    }
+
+    #[inline(always)]
+    fn count(&self, passed: bool) {
+        let count = if passed { &raw const self.0.passed } else { &raw const self.0.shed }.cast_mut();
+        // SAFETY: as above. The counts may lose a step when two CPUs write at once, as their documentation says.
+        unsafe { core::ptr::write_volatile(count, core::ptr::read_volatile(count).wrapping_add(1)) }
+    }
+}
+
+/// All maps.
+pub struct Maps;
+
+impl Maps {
+    #[inline(always)]
+    fn word(pointer: Option<*const u64>) -> Option<&'static Word> {
+        // SAFETY: not null, aligned, and as long-lived as the program; `Word` is transparent over u64.
+        pointer.map(|p| unsafe { &*p.cast::<Word>() })
+    }
+}
+
+impl Tables for Maps {
+    type Word = Word;
+    type Source = Entry;
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: takes no arguments.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn globals(&self) -> Option<&Globals> {
+        maps::GLOBALS.get(0)
+    }
+
+    #[inline(always)]
+    fn port(&self, port: u16) -> bool {
+        let (word, bit) = (u32::from(port) / PORTS_PER_WORD, u32::from(port) % PORTS_PER_WORD);
+        maps::PORTS.get(word).is_some_and(|bits| bits >> bit & 1 != 0)
+    }
+
+    #[inline(always)]
+    fn destination(&self, key: &Destination) -> Option<u32> {
+        // SAFETY: the value is one word, read at once; an entry removed meanwhile gives the old number or another's.
+        unsafe { maps::DESTINATIONS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn prefix(&self, source: &Address) -> Option<u32> {
+        maps::PREFIXES.get(aya_ebpf::maps::lpm_trie::Key::new(128, *source)).copied()
+    }
+
+    #[inline(always)]
+    fn learned(&self, key: SourceKey) -> Option<Learned> {
+        // SAFETY: an entry replaced meanwhile may give the tenant of another source for one packet.
+        unsafe { maps::LEARNED.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn source(&self, key: SourceKey) -> Option<&Entry> {
+        // SAFETY: not null, aligned, and as long-lived as the program; `Entry` is transparent over `Source`. An entry
+        // evicted meanwhile becomes another source's: one token of the wrong bucket.
+        maps::SOURCES.get_ptr(key).map(|source| unsafe { &*source.cast::<Entry>() })
+    }
+
+    #[inline(always)]
+    fn add_source(&self, key: SourceKey, entry: Source) {
+        // Two CPUs that meet a new source at once both start its bucket: one SYN more than its burst, once.
+        if maps::SOURCES.insert(key, entry, 0).is_err()
+            && let Some(counters) = maps::COUNTERS.get_ptr_mut(0)
+        {
+            // SAFETY: this CPU's copy; XDP programs are not preempted by each other on one CPU.
+            unsafe { (*counters).source_table_full += 1 }
+        }
+    }
+
+    #[inline(always)]
+    fn tenant(&self, number: u32) -> Option<&Tenant> {
+        maps::TENANTS.get(number)
+    }
+
+    #[inline(always)]
+    fn tenant_word(&self, number: u32) -> Option<&Word> {
+        Self::word(maps::TENANT_WORDS.get_ptr(number))
+    }
+
+    #[inline(always)]
+    fn shared(&self, index: u32) -> Option<&Word> {
+        Self::word(maps::SHARED.get_ptr(index))
+    }
+}

@@ -1,0 +1,122 @@
+//! Puts the program on an interface, by a link that lasts as long as a process holds it.
+//!
+//! A link of an older mksgate is taken over: its program is exchanged under it, so that no packet meets no program
+//! during an upgrade, and the older process may end afterwards without detaching anything.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+};
+
+use aya::programs::loaded_programs;
+use nix::net::if_::if_nametoindex;
+
+use super::{
+    config::Mode,
+    error::InterfaceProblem,
+    netlink::{self, Attached},
+};
+use crate::sys::bpf;
+
+const XDP_FLAGS_SKB_MODE: u32 = 2;
+const XDP_FLAGS_DRV_MODE: u32 = 4;
+
+/// Names under which the kernel lists our programs.
+pub(crate) const PROGRAMS: [&str; 2] = ["mksgate", "mksgate_plain"];
+
+/// The program on one interface. Dropping it detaches, unless another process holds the same link.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    pub native: bool,
+    /// Why it is generic although native was tried first.
+    pub fallback: Option<String>,
+    /// It was another process's before.
+    pub taken_over: bool,
+    link: OwnedFd,
+}
+
+impl Attachment {
+    /// Puts the program on the interface.
+    pub fn new(program: BorrowedFd<'_>, name: &str, mode: Mode) -> Result<Attachment, InterfaceProblem> {
+        let index = if_nametoindex(name).map_err(|_| InterfaceProblem::Missing)?;
+        let generic = |fallback| match bpf::link_create(program, index, XDP_FLAGS_SKB_MODE) {
+            Ok(link) => Ok(Attachment { native: false, fallback, taken_over: false, link }),
+            Err(error) => Attachment::take_over(program, index, &error),
+        };
+        if mode == Mode::Generic {
+            return generic(None);
+        }
+        match bpf::link_create(program, index, XDP_FLAGS_DRV_MODE) {
+            Ok(link) => Ok(Attachment { native: true, fallback: None, taken_over: false, link }),
+            Err(error) if occupied(&error) => Attachment::take_over(program, index, &error),
+            Err(error) if mode == Mode::Native => Err(InterfaceProblem::NotNative(error.to_string())),
+            Err(error) => generic(Some(error.to_string())),
+        }
+    }
+
+    /// Exchanges the program under an older mksgate's link; `error` is what a link of our own met.
+    fn take_over(
+        program: BorrowedFd<'_>,
+        index: u32,
+        error: &io::Error,
+    ) -> Result<Attachment, InterfaceProblem> {
+        let other = |error: io::Error| InterfaceProblem::Other(error.to_string());
+        if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV) {
+            return Err(InterfaceProblem::Missing);
+        }
+        if !occupied(error) {
+            return Err(InterfaceProblem::Other(error.to_string()));
+        }
+        let (at, id) = netlink::xdp_of(index).map_err(other)?.unwrap_or((Attached::Other, 0));
+        let name = program_name(id);
+        let ours = name.as_deref().is_some_and(|name| PROGRAMS.contains(&name));
+        let link = if ours { bpf::xdp_links().map_err(other)? } else { Vec::new() };
+        let Some((_, link)) =
+            link.into_iter().find(|(info, _)| info.interface == index && info.program == id)
+        else {
+            let name = name.unwrap_or_else(|| "unnamed".into());
+            return Err(InterfaceProblem::Occupied(format!("{name}, program id {id}")));
+        };
+        bpf::link_update(link.as_fd(), program).map_err(other)?;
+        Ok(Attachment { native: at == Attached::Native, fallback: None, taken_over: true, link })
+    }
+
+    /// Puts another program under the same link.
+    pub fn replace(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        bpf::link_update(self.link.as_fd(), program)
+    }
+
+    /// What has become of it.
+    pub fn state(&self, program: u32) -> State {
+        match bpf::link_info(&self.link) {
+            Ok(Some(info)) if info.interface == 0 => State::Gone,
+            Ok(Some(info)) if info.program == program => State::Attached,
+            Ok(Some(_)) => State::TakenOver,
+            Ok(None) | Err(_) => State::Gone,
+        }
+    }
+}
+
+/// What has become of an attachment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// In place.
+    Attached,
+    /// The interface has vanished.
+    Gone,
+    /// A younger mksgate has put its own program there.
+    TakenOver,
+}
+
+/// A program is there: of the same mode, or of the other one (dev_xdp_attach in net/core/dev.c).
+fn occupied(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
+}
+
+fn program_name(id: u32) -> Option<String> {
+    loaded_programs()
+        .filter_map(Result::ok)
+        .find(|program| program.id() == id)
+        .and_then(|program| program.name_as_str().map(str::to_owned))
+        .filter(|name| !name.is_empty())
+}

@@ -1,0 +1,233 @@
+//! The `[xdp]` section of the configuration.
+
+use std::time::Duration;
+
+use mksgate_common::bucket::Rate;
+use serde::{Deserialize, Serialize};
+
+/// `[xdp]` as it is written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct XdpSection {
+    /// `"auto"` (default), `"required"` or `"off"`.
+    pub enabled: Option<Enabled>,
+    /// Names of interfaces; without any, those that carry the protected addresses.
+    pub interfaces: Vec<String>,
+    /// `"auto"` (default: native, else generic), `"native"` or `"generic"`.
+    pub mode: Option<Mode>,
+    /// `"drop"` (default) or `"reset"`.
+    pub on_limit: Option<OnLimit>,
+    /// SYNs a second of one source (an IPv4 address, an IPv6 /64); 0 = no limit. Default 20.
+    pub source_per_second: Option<u32>,
+    /// SYNs of one source at once. Default 40.
+    pub source_burst: Option<u32>,
+    /// SYNs a second to all protected ports; 0 = no limit. Default 0.
+    pub global_per_second: Option<u32>,
+    /// SYNs to all protected ports at once. Default: a tenth of a second's worth.
+    pub global_burst: Option<u32>,
+    /// SYNs a second of all sources that no tenant is known for; 0 = no limit. Default 200.
+    pub shared_per_second: Option<u32>,
+    /// The same at once. Default 400.
+    pub shared_burst: Option<u32>,
+    /// Resets sent a second under `on_limit = "reset"`; SYNs beyond are dropped. Default 1000.
+    pub resets_per_second: Option<u32>,
+    /// Drop events a second given to the log and the audit file; the counters miss none. Default 10.
+    pub events_per_second: Option<u32>,
+    /// How long a source stays known after a valid ticket, in seconds. Default 86,400.
+    pub learned_seconds: Option<u64>,
+    /// Sources whose rate is kept, and sources that are kept as known. Default 65,536.
+    pub max_sources: Option<u32>,
+}
+
+/// Whether to have the gate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Enabled {
+    /// Where it can be had; otherwise say why not and go on without.
+    #[default]
+    Auto,
+    /// Refuse to start without.
+    Required,
+    /// No.
+    Off,
+}
+
+/// Where in the kernel the program runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Native, else generic.
+    #[default]
+    Auto,
+    /// In the driver, before the kernel has made a packet buffer.
+    Native,
+    /// In the network core, behind any driver.
+    Generic,
+}
+
+/// What a shed SYN gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnLimit {
+    /// Silence; the client tries again after a second.
+    #[default]
+    Drop,
+    /// A reset; the client fails at once.
+    Reset,
+}
+
+/// `[xdp]` as it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct XdpConfig {
+    /// Whether to have the gate.
+    pub enabled: Enabled,
+    /// Names; empty = found by the protected addresses.
+    pub interfaces: Vec<String>,
+    /// Where in the kernel.
+    pub mode: Mode,
+    /// Entries of the tables of sources.
+    pub max_sources: u32,
+    /// What changes on reload.
+    pub limits: Limits,
+}
+
+/// Limits that belong to no tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// What a shed SYN gets.
+    pub on_limit: OnLimit,
+    /// Of each source.
+    pub source: Rate,
+    /// Of all together.
+    pub global: Rate,
+    /// Of all sources that no tenant is known for.
+    pub shared: Rate,
+    /// Of resets.
+    pub resets: Rate,
+    /// Of drop events.
+    pub events: Rate,
+    /// How long a source stays known.
+    pub learned: Duration,
+}
+
+/// What is wrong with `[xdp]`.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum XdpConfigError {
+    /// A number outside its range.
+    #[error("[xdp] {key} = {value}: must be {must}")]
+    Range {
+        /// The key.
+        key: &'static str,
+        /// As configured.
+        value: u64,
+        /// The range in words.
+        must: &'static str,
+    },
+    /// Not a name of an interface.
+    #[error("[xdp] interfaces: {0:?} cannot be an interface's name (1 to 15 characters, no slash, no space)")]
+    Interface(String),
+    /// The same name twice.
+    #[error("[xdp] interfaces: {0:?} stands there twice; remove one")]
+    Twice(String),
+}
+
+/// Longest that the kernel takes, without the closing zero (IFNAMSIZ).
+const NAME: usize = 15;
+
+impl XdpSection {
+    /// Checks it and fills in the defaults.
+    ///
+    /// # Errors
+    /// Names the key, what it holds and what it may hold.
+    pub fn validate(&self) -> Result<XdpConfig, XdpConfigError> {
+        let max_sources = self.max_sources.unwrap_or(65_536);
+        range("max_sources", max_sources.into(), 256..=16_777_216, "256 to 16777216")?;
+        let learned = self.learned_seconds.unwrap_or(86_400);
+        range("learned_seconds", learned, 0..=31_536_000, "0 (learn nothing) to 31536000 (a year)")?;
+        let global = self.global_per_second.unwrap_or(0);
+        Ok(XdpConfig {
+            enabled: self.enabled.unwrap_or_default(),
+            interfaces: names(&self.interfaces)?,
+            mode: self.mode.unwrap_or_default(),
+            max_sources,
+            limits: Limits {
+                on_limit: self.on_limit.unwrap_or_default(),
+                source: rate(self.source_per_second.unwrap_or(20), self.source_burst.unwrap_or(40)),
+                global: rate(global, self.global_burst.unwrap_or(global / 10)),
+                shared: rate(self.shared_per_second.unwrap_or(200), self.shared_burst.unwrap_or(400)),
+                resets: Rate::per_second(self.resets_per_second.unwrap_or(1000), 100),
+                events: Rate::per_second(self.events_per_second.unwrap_or(10), 10),
+                learned: Duration::from_secs(learned),
+            },
+        })
+    }
+}
+
+/// A rate of which 0 means no limit.
+pub(crate) fn rate(per_second: u32, burst: u32) -> Rate {
+    if per_second == 0 { Rate::UNLIMITED } else { Rate::per_second(per_second, burst) }
+}
+
+fn range(
+    key: &'static str,
+    value: u64,
+    allowed: std::ops::RangeInclusive<u64>,
+    must: &'static str,
+) -> Result<(), XdpConfigError> {
+    if allowed.contains(&value) { Ok(()) } else { Err(XdpConfigError::Range { key, value, must }) }
+}
+
+fn names(names: &[String]) -> Result<Vec<String>, XdpConfigError> {
+    for (i, name) in names.iter().enumerate() {
+        let fits =
+            (1..=NAME).contains(&name.len()) && !name.contains(|c: char| c == '/' || c.is_whitespace());
+        if !fits {
+            return Err(XdpConfigError::Interface(name.clone()));
+        }
+        if names[..i].contains(name) {
+            return Err(XdpConfigError::Twice(name.clone()));
+        }
+    }
+    Ok(names.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn section(text: &str) -> Result<XdpConfig, String> {
+        let section: XdpSection = toml::from_str(text).map_err(|e| e.to_string())?;
+        section.validate().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults() {
+        let config = section("").unwrap();
+        assert_eq!((config.enabled, config.mode, config.max_sources), (Enabled::Auto, Mode::Auto, 65_536));
+        assert_eq!(config.limits.source, Rate::per_second(20, 40));
+        assert_eq!(config.limits.global, Rate::UNLIMITED);
+    }
+
+    #[test]
+    fn everything_set() {
+        let config = section(
+            "enabled = 'required'\ninterfaces = ['eth0', 'bond1.100']\nmode = 'native'\non_limit = 'reset'\n\
+             source_per_second = 5\nsource_burst = 6\nglobal_per_second = 1000\nlearned_seconds = 60\nmax_sources = 1024",
+        )
+        .unwrap();
+        assert_eq!(config.interfaces, ["eth0", "bond1.100"]);
+        assert_eq!((config.mode, config.limits.on_limit), (Mode::Native, OnLimit::Reset));
+        assert_eq!(config.limits.global, Rate::per_second(1000, 100));
+    }
+
+    #[test]
+    fn refuses_with_the_key() {
+        assert!(section("max_sources = 3").unwrap_err().contains("max_sources = 3: must be 256"));
+        assert!(section("interfaces = ['eth0', 'eth0']").unwrap_err().contains("twice"));
+        assert!(section("interfaces = ['a name']").unwrap_err().contains("a name"));
+        assert!(section("interfaces = ['']").unwrap_err().contains("interface's name"));
+        assert!(section("learned_seconds = 99999999999").unwrap_err().contains("a year"));
+        assert!(section("on_limits = 'drop'").unwrap_err().contains("unknown field `on_limits`"));
+        assert!(section("on_limit = 'tarpit'").unwrap_err().contains("tarpit"));
+    }
+}

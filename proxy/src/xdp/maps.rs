@@ -1,0 +1,451 @@
+//! The loaded program and its maps; `proxy-ebpf/src/maps.rs` is the other side.
+
+use std::{
+    net::IpAddr,
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
+    programs::{ProgramError, TestRun as _, TestRunOptions, Xdp},
+};
+use mksgate_common::map::{
+    Address, Counters, Destination, Globals, Learned, Source, SourceKey, Tenant, TenantCounters, shared,
+};
+
+use super::{
+    attach::PROGRAMS,
+    counters::{CounterReport, TenantReport},
+    error::GateError,
+    policy::{Plan, Policy},
+};
+
+/// What the tables can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    pub tenants: u32,
+    pub destinations: u32,
+    pub prefixes: u32,
+    pub sources: u32,
+}
+
+impl Sizes {
+    /// Room for the plan and as much again, so that most reloads need no new program.
+    pub fn for_plan(plan: &Plan, sources: u32) -> Sizes {
+        let room = |used: usize, least: u32| (used as u32).saturating_mul(2).next_power_of_two().max(least);
+        Sizes {
+            tenants: room(plan.tenants.len(), 64),
+            destinations: room(plan.destinations.len(), 64),
+            prefixes: room(plan.prefixes.len(), 64),
+            sources,
+        }
+    }
+
+    /// The plan fits. Half of what hashes hold is kept free: entries come before the old ones go.
+    pub fn hold(&self, plan: &Plan) -> bool {
+        plan.tenants.len() <= self.tenants as usize
+            && plan.destinations.len() * 2 <= self.destinations as usize
+            && plan.prefixes.len() * 2 <= self.prefixes as usize
+    }
+}
+
+/// What is only ever read here; shared, so that a long look at it holds up nobody.
+pub(crate) struct Readers {
+    sources: HashMap<MapData, SourceKey, Source>,
+    counters: PerCpuArray<MapData, Counters>,
+    tenant_counters: PerCpuArray<MapData, TenantCounters>,
+}
+
+/// One loaded program with its maps. Attaching it is the gate's business.
+pub struct Program {
+    ebpf: Ebpf,
+    name: &'static str,
+    id: u32,
+    sizes: Sizes,
+    plan: Plan,
+    active: Vec<u32>,
+    knows_sources: bool,
+    globals: Array<MapData, Globals>,
+    ports: Array<MapData, u64>,
+    destinations: HashMap<MapData, Destination, u32>,
+    prefixes: LpmTrie<MapData, Address, u32>,
+    learned: HashMap<MapData, SourceKey, Learned>,
+    sources: HashMap<MapData, SourceKey, Source>,
+    tenants: Array<MapData, Tenant>,
+    tenant_words: Array<MapData, u64>,
+    shared: Array<MapData, u64>,
+    events: Option<RingBuf<MapData>>,
+    readers: Arc<Readers>,
+}
+
+/// What the program made of one packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// XDP_DROP is 1, XDP_PASS 2, XDP_TX 3.
+    pub action: u32,
+    /// The packet as the program left it.
+    pub packet: Vec<u8>,
+    /// Mean over the repetitions.
+    pub took: Duration,
+}
+
+impl Program {
+    /// Loads the embedded program and publishes the policy; `local` are the host's addresses.
+    ///
+    /// # Errors
+    /// See [`GateError`].
+    pub fn load(policy: &Policy, local: &[IpAddr], max_sources: u32) -> Result<Program, GateError> {
+        let plan = Plan::new(policy, local)?;
+        let sizes = Sizes::for_plan(&plan, max_sources);
+        Program::with_sizes(plan, sizes)
+    }
+
+    pub(crate) fn with_sizes(plan: Plan, sizes: Sizes) -> Result<Program, GateError> {
+        let object = super::OBJECT.ok_or(GateError::NoObject)?;
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries("DESTINATIONS", sizes.destinations)
+            .map_max_entries("PREFIXES", sizes.prefixes)
+            .map_max_entries("LEARNED", sizes.sources)
+            .map_max_entries("SOURCES", sizes.sources)
+            .map_max_entries("TENANTS", sizes.tenants)
+            .map_max_entries("TENANT_WORDS", sizes.tenants)
+            .map_max_entries("TENANT_COUNTERS", sizes.tenants)
+            .load(object)
+            .map_err(GateError::object)?;
+        let name = load_either(&mut ebpf)?;
+        let id = xdp(&mut ebpf, name)?.info().map_err(|e| GateError::program(name, &e))?.id();
+        let sources = second(&ebpf, "SOURCES")?;
+        let readers = Readers {
+            sources: take(&mut ebpf, "SOURCES")?,
+            counters: take(&mut ebpf, "COUNTERS")?,
+            tenant_counters: take(&mut ebpf, "TENANT_COUNTERS")?,
+        };
+        let mut program = Program {
+            name,
+            id,
+            sizes,
+            active: vec![0; plan.tenants.len()],
+            knows_sources: false,
+            globals: take(&mut ebpf, "GLOBALS")?,
+            ports: take(&mut ebpf, "PORTS")?,
+            destinations: take(&mut ebpf, "DESTINATIONS")?,
+            prefixes: take(&mut ebpf, "PREFIXES")?,
+            learned: take(&mut ebpf, "LEARNED")?,
+            sources,
+            tenants: take(&mut ebpf, "TENANTS")?,
+            tenant_words: take(&mut ebpf, "TENANT_WORDS")?,
+            shared: take(&mut ebpf, "SHARED")?,
+            events: Some(take(&mut ebpf, "EVENTS")?),
+            readers: Arc::new(readers),
+            plan: Plan::nothing(),
+            ebpf,
+        };
+        program.publish(plan).map_err(|e| GateError::map("filling the maps", e))?;
+        Ok(program)
+    }
+
+    /// Publishes another plan that [`Sizes::hold`] says fits; what is new comes before what is old goes.
+    pub(crate) fn publish(&mut self, plan: Plan) -> Result<(), MapError> {
+        let old = std::mem::replace(&mut self.plan, plan);
+        self.forget_renumbered(&old)?;
+        self.active.resize(self.plan.tenants.len(), 0);
+        for number in 0..self.plan.tenants.len().max(old.tenants.len()) {
+            let before = old.tenants.get(number).copied();
+            let after = self.plan.tenants.get(number).copied().unwrap_or(Tenant::UNLIMITED);
+            if before != Some(after) {
+                self.publish_tenant(number as u32)?;
+            }
+            // A bucket filled at another rate could stay shut for as long as that rate's burst is worth.
+            if before.is_some_and(|before| before.rate != after.rate) {
+                self.tenant_words.set(number as u32, 0, 0)?;
+            }
+        }
+        for (key, number) in &self.plan.prefixes {
+            if old.prefixes.get(key) != Some(number) {
+                self.prefixes.insert(&Key::new(key.0, Address(key.1)), number, 0)?;
+            }
+        }
+        for key in old.prefixes.keys().filter(|key| !self.plan.prefixes.contains_key(key)) {
+            self.prefixes.remove(&Key::new(key.0, Address(key.1)))?;
+        }
+        // What sources' entries keep of the trie holds for one generation; the next begins when the trie is as it shall be.
+        self.plan.globals.generation = old.globals.generation.checked_add(1).unwrap_or(1);
+        for (key, number) in &self.plan.destinations {
+            if old.destinations.get(key) != Some(number) {
+                self.destinations.insert(key, number, 0)?;
+            }
+        }
+        self.publish_globals()?;
+        for (word, bits) in self.plan.ports.iter().enumerate() {
+            if old.ports.get(word) != Some(bits) {
+                self.ports.set(word as u32, bits, 0)?;
+            }
+        }
+        for key in old.destinations.keys().filter(|key| !self.plan.destinations.contains_key(key)) {
+            self.destinations.remove(key)?;
+        }
+        self.restart_buckets(&old)
+    }
+
+    /// A number that means another tenant now, or none, must not keep what was published and learned for the old one.
+    fn forget_renumbered(&mut self, old: &Plan) -> Result<(), MapError> {
+        let changed = |number: u32| number != 0 && old.name(number) != self.plan.name(number);
+        for number in (0..self.active.len() as u32).filter(|n| changed(*n)) {
+            self.active[number as usize] = 0;
+            self.tenant_words.set(number, 0, 0)?;
+        }
+        let stale: Vec<SourceKey> = self
+            .learned
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, learned)| changed(learned.tenant))
+            .map(|(key, _)| key)
+            .collect();
+        stale.iter().try_for_each(|key| gone_is_fine(self.learned.remove(key)))
+    }
+
+    fn restart_buckets(&mut self, old: &Plan) -> Result<(), MapError> {
+        let (old, new) = (old.globals, self.plan.globals);
+        for (index, before, after) in [
+            (shared::GLOBAL, old.global, new.global),
+            (shared::RESETS, old.resets, new.resets),
+            (shared::EVENTS, old.events, new.events),
+        ] {
+            if before != after {
+                self.shared.set(index, 0, 0)?;
+            }
+        }
+        if old.source != new.source {
+            self.forget_sources()?;
+        }
+        Ok(())
+    }
+
+    fn forget_sources(&mut self) -> Result<(), MapError> {
+        let keys: Vec<SourceKey> = self.sources.keys().filter_map(Result::ok).collect();
+        keys.iter().try_for_each(|key| gone_is_fine(self.sources.remove(key)))
+    }
+
+    fn publish_globals(&mut self) -> Result<(), MapError> {
+        let mut globals = self.plan.globals;
+        if self.knows_sources {
+            globals.flags |= Globals::LEARNED;
+        }
+        self.globals.set(0, globals, 0)
+    }
+
+    fn publish_tenant(&mut self, number: u32) -> Result<(), MapError> {
+        let limits = self.plan.tenants.get(number as usize).copied().unwrap_or(Tenant::UNLIMITED);
+        let active = self.active.get(number as usize).copied().unwrap_or(0);
+        self.tenants.set(number, Tenant { active, ..limits }, 0)
+    }
+
+    /// Publishes how many sessions the tenant has. A number of no tenant is ignored.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn set_active(&mut self, number: u32, sessions: u32) -> Result<(), MapError> {
+        match self.active.get_mut(number as usize) {
+            Some(active) if *active == sessions => Ok(()),
+            Some(active) => {
+                *active = sessions;
+                self.publish_tenant(number)
+            }
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn active(&self) -> &[u32] {
+        &self.active
+    }
+
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub(crate) fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// What is known of a source.
+    pub(crate) fn learned(&self, key: SourceKey) -> Option<Learned> {
+        self.learned.get(&key, 0).ok()
+    }
+
+    /// Makes a source known.
+    pub(crate) fn learn(&mut self, key: SourceKey, learned: Learned) -> Result<(), MapError> {
+        self.learned.insert(key, learned, 0)?;
+        if !self.knows_sources {
+            self.knows_sources = true;
+            self.publish_globals()?;
+        }
+        Ok(())
+    }
+
+    /// Every known source.
+    pub(crate) fn all_learned(&self) -> Vec<(SourceKey, Learned)> {
+        self.learned.iter().filter_map(Result::ok).collect()
+    }
+
+    /// Forgets what has expired; the number that stays.
+    pub(crate) fn expire(&mut self, now: u64) -> Result<usize, MapError> {
+        let all = self.all_learned();
+        let old: Vec<SourceKey> = all.iter().filter(|(_, l)| l.expires <= now).map(|(key, _)| *key).collect();
+        old.iter().try_for_each(|key| gone_is_fine(self.learned.remove(key)))?;
+        Ok(all.len() - old.len())
+    }
+
+    /// The kernel's id of the program.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Runs the program on one packet, `repeat` times, without any network (BPF_PROG_TEST_RUN).
+    ///
+    /// # Errors
+    /// `EINVAL` for fewer than 14 bytes or more than the kernel takes.
+    pub fn test_run(&self, packet: &[u8], repeat: u32) -> Result<Outcome, ProgramError> {
+        run(&self.ebpf, self.name, packet, repeat)
+    }
+
+    /// Runs the program that does nothing: what the call itself costs.
+    ///
+    /// # Errors
+    /// As [`Program::test_run`].
+    pub fn test_run_empty(&mut self, packet: &[u8], repeat: u32) -> Result<Outcome, ProgramError> {
+        const EMPTY: &str = "mksgate_empty";
+        if let Some(Ok(empty)) = self.ebpf.program_mut(EMPTY).map(<&mut Xdp>::try_from)
+            && empty.fd().is_err()
+        {
+            empty.load()?;
+        }
+        run(&self.ebpf, EMPTY, packet, repeat)
+    }
+
+    pub(crate) fn fd(&self) -> Result<BorrowedFd<'_>, GateError> {
+        let program: &Xdp =
+            self.ebpf.program(self.name).and_then(|p| p.try_into().ok()).ok_or(GateError::NoObject)?;
+        program.fd().map(|fd| fd.as_fd()).map_err(|e| GateError::program(self.name, &e))
+    }
+
+    /// The ring buffer of drop events; once.
+    pub(crate) fn take_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.events.take()
+    }
+
+    pub(crate) fn readers(&self) -> Arc<Readers> {
+        self.readers.clone()
+    }
+
+    /// The counters since the program was loaded.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn counters(&self) -> Result<CounterReport, MapError> {
+        self.readers.counters(&self.plan.names)
+    }
+
+    /// Sources in the table of rates.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn sources(&self) -> Result<Vec<(SourceKey, Source)>, MapError> {
+        self.readers.sources()
+    }
+}
+
+impl Readers {
+    /// The sum over all CPUs; `names` are the tenants by number.
+    pub fn counters(&self, names: &[String]) -> Result<CounterReport, MapError> {
+        let mut report = CounterReport::default();
+        for cpu in self.counters.get(&0, 0)?.iter() {
+            report.add(cpu);
+        }
+        for (number, name) in names.iter().enumerate().filter(|(n, name)| *n == 0 || !name.is_empty()) {
+            let mut tenant =
+                TenantReport { number: number as u32, name: name.clone(), ..TenantReport::default() };
+            for cpu in self.tenant_counters.get(&(number as u32), 0)?.iter() {
+                tenant.add(cpu);
+            }
+            report.tenants.push(tenant);
+        }
+        Ok(report)
+    }
+
+    /// Every source in the table; takes about a microsecond each.
+    pub fn sources(&self) -> Result<Vec<(SourceKey, Source)>, MapError> {
+        // Keys that vanish while the table is read are not an error: it is an LRU.
+        Ok(self.sources.iter().filter_map(Result::ok).collect())
+    }
+}
+
+impl Plan {
+    fn nothing() -> Plan {
+        use mksgate_common::bucket::Rate;
+        let rate = Rate::UNLIMITED;
+        Plan {
+            globals: Globals {
+                source: rate,
+                global: rate,
+                resets: rate,
+                events: rate,
+                flags: 0,
+                generation: 0,
+            },
+            ports: Vec::new(),
+            destinations: Default::default(),
+            prefixes: Default::default(),
+            tenants: Vec::new(),
+            names: Vec::new(),
+        }
+    }
+}
+
+fn run(ebpf: &Ebpf, name: &str, packet: &[u8], repeat: u32) -> Result<Outcome, ProgramError> {
+    let program: &Xdp = ebpf.program(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
+    let mut out = vec![0; packet.len() + 256];
+    let options =
+        TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), repeat, ..Default::default() };
+    let done = program.test_run(options)?;
+    out.truncate(done.data_size_out as usize);
+    Ok(Outcome { action: done.return_value, packet: out, took: done.duration })
+}
+
+/// Loads the program for multi-buffer frames, or the plain one where the kernel has none of those.
+fn load_either(ebpf: &mut Ebpf) -> Result<&'static str, GateError> {
+    let [frags, plain] = PROGRAMS;
+    match xdp(ebpf, frags)?.load() {
+        Ok(()) => return Ok(frags),
+        Err(error) => tracing::debug!(%error, "no XDP with multi-buffer frames, trying without"),
+    }
+    xdp(ebpf, plain)?.load().map(|()| plain).map_err(|e| GateError::program(plain, &e))
+}
+
+fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, GateError> {
+    let program = ebpf.program_mut(name).ok_or(GateError::NoObject)?;
+    program.try_into().map_err(|e: ProgramError| GateError::program(name, &e))
+}
+
+fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, GateError> {
+    ebpf.take_map(name).ok_or(GateError::NoObject)?.try_into().map_err(|e| GateError::map(name, e))
+}
+
+/// Another handle on a hash: one to read by, one to write by.
+fn second<K: Pod, V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<HashMap<MapData, K, V>, GateError> {
+    let Some(Map::LruHashMap(data)) = ebpf.map(name) else { return Err(GateError::NoObject) };
+    let fd = data.fd().as_fd().try_clone_to_owned().map_err(|e| GateError::io(name, e))?;
+    let map = MapData::from_fd(fd).and_then(|data| HashMap::try_from(Map::LruHashMap(data)));
+    map.map_err(|e| GateError::map(name, e))
+}
+
+/// Removing what an LRU has dropped already.
+fn gone_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
