@@ -13,6 +13,7 @@ use crate::admission::{Sources, Tenants};
 use crate::audit::Audit;
 use crate::backend::vcenter::Vcenters;
 use crate::config::Config;
+use crate::desk::Desk;
 use crate::flow::Engines;
 use crate::metrics::{Door, Metrics};
 use crate::sdk::SdkSessions;
@@ -40,6 +41,8 @@ pub struct Gate {
     pub vcenters: Arc<Vcenters>,
     /// Sessions of clients that take the appliance for a vCenter.
     pub sdk: SdkSessions,
+    /// The ticket desk.
+    pub desk: Desk,
     /// Ports of the doors, as tickets name them.
     pub ports: Ports,
     /// The flow engines.
@@ -74,6 +77,16 @@ impl Gate {
             .address
             .clone()
             .unwrap_or_else(|| caller.local.ip().to_canonical().to_string())
+    }
+
+    /// The same with the port of the TLS doors, where that is not 443: the authority of a URL.
+    pub fn console_authority(&self, caller: &Caller) -> String {
+        let host = self.console_host(caller);
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        match self.console_tls_port() {
+            443 => host,
+            port => format!("{host}:{port}"),
+        }
     }
 
     /// The public port of the TLS doors.

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod control;
+pub mod desk;
 pub mod doctor;
 pub mod flow;
 pub mod front;

@@ -16,6 +16,7 @@ use crate::audit::Audit;
 use crate::backend::vcenter::Vcenters;
 use crate::config::{Config, LogFormat};
 use crate::control::{self, Control};
+use crate::desk::Desk;
 use crate::flow::{EngineStats, Engines, Way};
 use crate::front::{self, Fronts, Listener};
 use crate::gate::{Gate, Ports};
@@ -93,6 +94,7 @@ fn build(config: Config, ports: Ports) -> Result<Arc<Gate>, Failure> {
         engines,
         vcenters,
         sdk: SdkSessions::default(),
+        desk: Desk::default(),
         ports,
         headers_pending: AtomicUsize::new(0),
         draining: AtomicBool::new(false),

@@ -15,6 +15,7 @@ use super::{
     Tenant, Tickets, Tls, Web,
 };
 use crate::backend::vcenter::config::{self as vcenter, AccountFile, VcenterFile};
+use crate::desk::config::{self as desk, DeskFile};
 use crate::flow::{Driver, FlowConfig, Mode};
 use crate::ticket::TicketPolicy;
 use crate::tls::Policy;
@@ -61,6 +62,7 @@ struct File {
     audit: AuditFile,
     #[serde(default)]
     log: LogFile,
+    desk: Option<DeskFile>,
     #[serde(default)]
     vcenter: VcenterFile,
     #[serde(default)]
@@ -339,6 +341,12 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
     let deadlines = deadlines(&context, &file.deadlines)?;
     let limits = limits(&context, &file.limits)?;
     let tenants = tenants(&context, file.tenants, numbers)?;
+    let wrong = |(key, what): vcenter::Wrong| context.error(&key, what);
+    let absolute = |path| context.file(path);
+    let vcenter = vcenter::check(&file.vcenter, file.vcenters, absolute).map_err(wrong)?;
+    let names: Vec<&String> = tenants.keys().collect();
+    let desk =
+        file.desk.map(|file| desk::check(file, &names, &vcenter, absolute)).transpose().map_err(wrong)?;
     let metrics = match &file.admin.metrics {
         None => None,
         Some(address) => Some(loopback(&context, address)?),
@@ -376,8 +384,8 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
             tls_port: file.console_tls_port,
             authd_port: file.console_authd_port,
         },
-        vcenter: vcenter::check(&file.vcenter, file.vcenters, |path| context.file(path))
-            .map_err(|(key, what)| context.error(&key, what))?,
+        vcenter,
+        desk,
         tenants,
     })
 }

@@ -17,6 +17,7 @@ pub use file::LogFormat;
 pub use tenant::{Cidr, ConsolePower, TargetRange, Tenant};
 
 use crate::backend::vcenter::Vcenter;
+use crate::desk::DeskConfig;
 use crate::flow::{Driver, FlowConfig, Mode};
 use crate::ticket::TicketPolicy;
 use crate::tls::Policy;
@@ -54,6 +55,8 @@ pub struct Config {
     pub console: Console,
     /// How vCenters are talked to, and the accounts there.
     pub vcenter: Vcenter,
+    /// The ticket desk, where there is one.
+    pub desk: Option<DeskConfig>,
     /// The tenants by name.
     pub tenants: BTreeMap<String, Tenant>,
 }

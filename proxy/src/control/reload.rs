@@ -105,6 +105,7 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
             ("tls", old.tls != new.tls),
             ("tickets", old.tickets != new.tickets),
             ("console_address", old.console != new.console),
+            ("desk", old.desk != new.desk),
             ("vcenter", old.vcenter != new.vcenter),
             ("log.filter", old.log.filter != new.log.filter),
         ]),

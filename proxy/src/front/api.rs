@@ -13,7 +13,7 @@ use crate::metrics::Door;
 use crate::protocol::http::{Head, Status};
 use crate::protocol::reply::Reply;
 use crate::protocol::soap::Limits;
-use crate::sdk;
+use crate::{desk, sdk};
 
 /// Longest silence between two requests of a client that has a session.
 const IDLE: Duration = Duration::from_secs(120);
@@ -26,7 +26,11 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// Which of these doors a path belongs to.
 pub(super) fn door(path: &str) -> Option<Door> {
-    (path == "/sdk" || path.starts_with("/sdk/")).then_some(Door::Sdk)
+    match path.split('/').nth(1)? {
+        "sdk" => Some(Door::Sdk),
+        "api" | "v1" => Some(Door::Desk),
+        _ => None,
+    }
 }
 
 /// Serves until the client leaves, breaks the rules, or the appliance goes away.
@@ -121,6 +125,7 @@ async fn read_body(tls: &mut Tls, head: &Head, length: usize) -> Result<Vec<u8>,
 async fn respond(gate: &Arc<Gate>, caller: &Caller, head: &Head, body: Vec<u8>) -> (Reply, bool) {
     match caller.door {
         Door::Sdk => sdk::respond(gate, caller, head, body).await,
+        Door::Desk if gate.config.load().desk.is_some() => desk::respond(gate, caller, head, body).await,
         _ => (Reply::empty("404 Not Found"), false),
     }
 }

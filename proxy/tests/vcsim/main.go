@@ -58,12 +58,14 @@ func main() {
 	flag.StringVar(&simulator.Console.Host, "console-host", "127.0.0.1", "host of consoles")
 	flag.StringVar(&simulator.Console.Thumb, "console-thumbprint", "", "thumbprint of that host")
 	flag.StringVar(&simulator.Console.Path, "console-path", "", "configuration file in tickets, in place of the machine's own")
+	off := flag.Bool("off", false, "machines are powered off")
 	flag.BoolVar(&simulator.Console.Old, "old", false, "no AcquireTicket, as before vSphere 4.1")
 	flag.Parse()
 	simulator.Console.Port = int32(*port)
 	simulator.Console.Issued = func(kind, vm string) { fmt.Println("ticket", kind, vm) }
 	model := simulator.VPX()
 	model.Machine = *machines
+	model.Autostart = !*off
 	if err := model.Create(); err != nil {
 		log.Fatal(err)
 	}
