@@ -184,6 +184,7 @@ mod tests {
             targets: vec![],
             idle: None,
             session: None,
+            console_power: Default::default(),
         }
     }
 

@@ -13,12 +13,15 @@ use tracing_subscriber::{EnvFilter, Registry as Subscriber, reload};
 
 use crate::admission::{Sources, Tenants};
 use crate::audit::Audit;
+use crate::backend::vcenter::Vcenters;
 use crate::config::{Config, LogFormat};
 use crate::control::{self, Control};
+use crate::desk::Desk;
 use crate::flow::{EngineStats, Engines, Way};
 use crate::front::{self, Fronts, Listener};
-use crate::gate::Gate;
+use crate::gate::{Gate, Ports};
 use crate::metrics::{Door, EngineSample, Metrics, ModeBytes, Stage, TicketSample};
+use crate::sdk::SdkSessions;
 use crate::session::Registry;
 use crate::ticket::{KeyRing, Tickets};
 use crate::tls::{self, Presented, certificate};
@@ -32,7 +35,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     let filter = start_log(&config)?;
     let listeners = bind(&config)?;
     let threads = front_threads(&config);
-    let gate = build(config)?;
+    let gate = build(config, ports(&listeners))?;
     let runtime = if gate.engines.driver() == "io_uring" { Runtime::Uring } else { Runtime::Tokio };
     let fronts = Fronts::start(&gate, &listeners, threads, runtime)?;
     let mut addresses = Vec::new();
@@ -48,7 +51,16 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn build(config: Config) -> Result<Arc<Gate>, Failure> {
+/// The first port of each kind.
+fn ports(listeners: &[Listener]) -> Ports {
+    let first = |authd: bool| {
+        let mut of_kind = listeners.iter().filter(|listener| (listener.door == Door::Authd) == authd);
+        of_kind.find_map(|listener| listener.socket.local_addr().ok()).map(|address| address.port())
+    };
+    Ports { tls: first(false), authd: first(true) }
+}
+
+fn build(config: Config, ports: Ports) -> Result<Arc<Gate>, Failure> {
     let now = Instant::now();
     let keys = KeyRing::load(&config.tickets.keys)?;
     let provider = config.tls.policy.provider();
@@ -66,6 +78,9 @@ fn build(config: Config) -> Result<Arc<Gate>, Failure> {
     let tickets = Arc::new(Tickets::new(config.tickets.policy.clone(), keys));
     let audit = Audit::open(config.audit.file.as_deref(), config.audit.journal)?;
     export(&metrics, &engines, &tickets, &audit);
+    let vcenters = Vcenters::new(config.vcenter.clone(), provider.clone());
+    let sampled = vcenters.clone();
+    metrics.add_source(move |out| sampled.sample(out));
     Ok(Arc::new(Gate {
         sources: Sources::new(config.limits),
         tenants: Tenants::new(&config.tenants, now),
@@ -77,6 +92,10 @@ fn build(config: Config) -> Result<Arc<Gate>, Failure> {
         metrics,
         audit,
         engines,
+        vcenters,
+        sdk: SdkSessions::default(),
+        desk: Desk::default(),
+        ports,
         headers_pending: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
         config: ArcSwap::from_pointee(config),
