@@ -1,2 +1,7 @@
 //! The `mksgate` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mksgate::cli::run()
+}

@@ -13,3 +13,50 @@ pub fn duplicate(file: &impl AsRawFd) -> io::Result<OwnedFd> {
     let fd = unsafe { BorrowedFd::borrow_raw(file.as_raw_fd()) };
     fd.try_clone_to_owned()
 }
+
+/// What the kernel knows of its clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockState {
+    /// Whether a time service keeps it.
+    pub synchronised: bool,
+    /// How wrong it may be.
+    pub error: std::time::Duration,
+}
+
+/// Asks the kernel (adjtimex(2), which reads without any privilege when it sets nothing).
+pub fn clock_state() -> io::Result<ClockState> {
+    // SAFETY: all fields are integers, for which zero is a value; `modes` = 0 sets nothing.
+    let mut state: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure is ours and outlives the call. No safe crate in use offers it.
+    if unsafe { libc::adjtimex(&raw mut state) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let error = std::time::Duration::from_micros(state.maxerror.try_into().unwrap_or(0));
+    Ok(ClockState { synchronised: state.status & libc::STA_UNSYNC == 0, error })
+}
+
+/// Takes over descriptor `fd`, which another program opened for this one (socket activation).
+///
+/// # Errors
+/// Nothing is open there.
+pub fn inherit(fd: std::os::fd::RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD looks and changes nothing; a number that is not open gives an error.
+    if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and by the protocol of sd_listen_fds(3) it was opened for this process and belongs to nobody
+    // else in it. The caller takes each number once.
+    let fd = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+    // SAFETY: the descriptor is ours now. Programs that this one starts must not inherit it.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(fd)
+}
+
+/// Waits for a descriptor on the current tokio runtime.
+pub fn watched(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd answers with one and the same open descriptor for as long as it lives, which is what tokio asks
+    // of the type it registers; no safe constructor is left that is not deprecated.
+    unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(Into::into)
+}

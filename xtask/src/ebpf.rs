@@ -11,10 +11,13 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-const USAGE: &str = "cargo xtask ebpf [--if-possible]
-
-Builds the XDP program into target/bpf/mksgate-xdp, from where the next build of mksgate embeds it.
-  --if-possible   without a BPF toolchain, say what is missing and succeed: mksgate is then built without XDP";
+/// What to do without a toolchain.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Without a BPF toolchain, say what is missing and succeed: mksgate is then built without XDP.
+    #[arg(long)]
+    if_possible: bool,
+}
 
 const MISSING: &str = "No toolchain for the XDP program. One of these provides it:
 
@@ -43,15 +46,10 @@ enum Compiler {
 }
 
 /// Runs the command.
-pub fn run(args: &[String]) -> Result<()> {
-    let if_possible = match args {
-        [] => false,
-        [flag] if flag == "--if-possible" => true,
-        _ => bail!("{USAGE}"),
-    };
+pub fn run(args: &Args) -> Result<()> {
     let compiler = match toolchain() {
         Ok(compiler) => compiler,
-        Err(missing) if if_possible => {
+        Err(missing) if args.if_possible => {
             println!("{missing}\n\nGoing on without: mksgate will run with XDP off and say so.");
             return Ok(());
         }

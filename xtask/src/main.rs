@@ -1,10 +1,84 @@
-//! xtask
-mod ebpf;
+//! Everything that is done to this repository: `cargo xtask help`.
 
-fn main() -> anyhow::Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    match args.split_first() {
-        Some((command, rest)) if command == "ebpf" => ebpf::run(rest),
-        _ => anyhow::bail!("usage: cargo xtask ebpf"),
+mod demo;
+mod dist;
+mod ebpf;
+mod setup;
+mod sh;
+mod tasks;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::setup::Job;
+
+#[derive(Parser)]
+#[command(
+    bin_name = "cargo xtask",
+    about = "Sets up, builds, shows, tests and measures mksgate",
+    max_term_width = 110
+)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find what the other tasks need and install what is missing, after saying so.
+    Setup {
+        /// Only what this task needs.
+        #[arg(long = "for", value_name = "TASK")]
+        job: Option<Job>,
+        /// Only say what is missing; fails if anything is.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build the `mksgate` binary, optimised.
+    Build,
+    /// Build the XDP program into target/bpf/, from where the next build of mksgate embeds it.
+    Ebpf(ebpf::Args),
+    /// Show one whole console: simulated host, appliance, ticket.
+    Demo(demo::Args),
+    /// Run every test; arguments behind `--` go to `cargo nextest run`.
+    Test {
+        /// For `cargo nextest run`, for instance `-p mksgate doors`.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Make what is handed out: a .deb, a tarball, a list of what is in them (SBOM), and checksums.
+    Dist(dist::Args),
+    /// Formatting, clippy, licences and duplicate dependencies.
+    Lint,
+    /// Build optimised and measure; arguments go to the `bench` binary.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// For the `bench` binary, for instance `--suite flow`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Setup { job, check: true } => setup::check(job),
+        Task::Setup { job, check: false } => setup::all(job),
+        Task::Build => tasks::build(),
+        Task::Ebpf(args) => ebpf::run(&args),
+        Task::Demo(args) => demo::run(&args),
+        Task::Test { args } => tasks::test(&args),
+        Task::Dist(args) => dist::run(&args),
+        Task::Lint => tasks::lint(),
+        Task::Bench { args } => tasks::bench(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // The failed command has said why, and its summary is to stay the last thing on the screen.
+        Err(error) if error.is::<sh::Failed>() => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -1,1 +1,156 @@
-//! backend
+//! The hypervisor's side: where the sealed ticket points, and nowhere else (invariant 2).
+
+mod address;
+mod esxi_mks;
+
+use std::io;
+use std::net::SocketAddr;
+
+use thiserror::Error;
+
+pub use address::{Dial, dial};
+pub use esxi_mks::EsxiMks;
+
+use crate::protocol::authd::Refusal;
+use crate::tls::TlsError;
+
+/// A step of the way to the console, for errors and deadlines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Looking up the name.
+    Resolve,
+    /// TCP.
+    Connect,
+    /// The banner.
+    Banner,
+    /// TLS no. 1.
+    Tls,
+    /// USER and PASS.
+    Login,
+    /// THUMBPRINT.
+    Thumbprint,
+    /// CONNECT.
+    Console,
+}
+
+/// Why there is no console. Told in full to the operator; the client hears [`BackendError::refusal`].
+#[derive(Debug, Error)]
+pub enum BackendError {
+    /// The name has no address.
+    #[error(
+        "the target's name `{host}` cannot be resolved ({error}); check the ticket's target and this host's DNS"
+    )]
+    Resolve {
+        /// The name in the ticket.
+        host: String,
+        /// What the resolver said.
+        error: io::Error,
+    },
+    /// The target is not the tenant's.
+    #[error(
+        "{0} lies outside the tenant's `targets`; add its range there if consoles may be at that address"
+    )]
+    OutsideTargets(SocketAddr),
+    /// The kind of target is not served on this door.
+    #[error("a target of kind {0} cannot be opened through this door")]
+    Unsupported(&'static str),
+    /// Nobody listens, or no way there.
+    #[error("{address} cannot be connected to ({error})")]
+    Unreachable {
+        /// Where to.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// It took too long.
+    #[error("{address}: no answer in time ({step:?})")]
+    Timeout {
+        /// Where to.
+        address: String,
+        /// In which step.
+        step: Step,
+    },
+    /// The connection ended in the middle.
+    #[error("closed by the host in the middle of the dialogue ({step:?}): {error}")]
+    Closed {
+        /// In which step.
+        step: Step,
+        /// How.
+        error: TlsError,
+    },
+    /// The first line is not authd's.
+    #[error("the host does not speak authd (its first line: {0:?})")]
+    NotAuthd(String),
+    /// The banner lacks `SSL Required`.
+    #[error("the host's banner lacks `SSL Required`; a ticket is never sent over a plain connection")]
+    PlainBanner,
+    /// The certificate is another one.
+    #[error(
+        "the host shows another certificate than the ticket's thumbprint; the host was re-installed, or somebody is in between"
+    )]
+    WrongCertificate,
+    /// The ticket has no thumbprint or no secret, or they cannot be used.
+    #[error("the ticket's target {0}")]
+    BadTarget(&'static str),
+    /// TLS failed otherwise.
+    #[error("TLS with the host failed: {0}")]
+    Tls(TlsError),
+    /// The host did not take the ticket.
+    #[error("the host refused its ticket ({code} at {step:?}); it was used before, expired, or the VM moved")]
+    Refused {
+        /// authd's code.
+        code: u16,
+        /// In which step.
+        step: Step,
+    },
+    /// The host wants a second pass.
+    #[error(
+        "two-pass host: it answered 630 and wants a second pass; mint tickets with target kind `esx-two-pass` for it"
+    )]
+    SecondPass,
+    /// Some other answer.
+    #[error("the host answered {code} at {step:?}")]
+    Unexpected {
+        /// authd's code, 0 where there was none.
+        code: u16,
+        /// In which step.
+        step: Step,
+    },
+    /// Our own fault.
+    #[error("{0}")]
+    Internal(io::Error),
+}
+
+impl BackendError {
+    /// Its name in metrics and log.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Resolve { .. } => "backend_resolve",
+            Self::OutsideTargets(_) => "outside_targets",
+            Self::Unsupported(_) => "backend_unsupported",
+            Self::Unreachable { .. } => "backend_unreachable",
+            Self::Timeout { .. } => "backend_timeout",
+            Self::Closed { .. } => "backend_closed",
+            Self::NotAuthd(_) => "backend_not_authd",
+            Self::PlainBanner => "backend_plain",
+            Self::WrongCertificate => "backend_wrong_certificate",
+            Self::BadTarget(_) => "backend_bad_target",
+            Self::Tls(_) => "backend_tls",
+            Self::Refused { .. } => "backend_refused",
+            Self::SecondPass => "backend_second_pass",
+            Self::Unexpected { .. } => "backend_unexpected",
+            Self::Internal(_) => "internal",
+        }
+    }
+
+    /// What the client hears of it.
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::OutsideTargets(_) => Refusal::NoAccess,
+            Self::Resolve { .. } | Self::Unreachable { .. } | Self::Timeout { .. } => Refusal::Unreachable,
+            Self::Refused { .. } => Refusal::BadTicket,
+            Self::SecondPass => Refusal::SecondPass,
+            _ => Refusal::BadServer,
+        }
+    }
+}

@@ -1,1 +1,98 @@
-//! cli
+//! The command line: one file per subcommand.
+
+mod certificate;
+mod check;
+mod connect;
+mod doctor;
+pub mod hist;
+pub mod output;
+pub mod revoke;
+mod serve;
+pub mod service;
+pub mod sessions;
+pub mod tenants;
+mod ticket;
+pub mod top;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Where the configuration stands if nothing else is said.
+const CONFIG: &str = "/etc/mksgate/mksgate.toml";
+
+/// A console proxy: hands authorised MKS flows to io_uring and splices them between client and hypervisor.
+#[derive(Parser)]
+#[command(name = "mksgate", version, about, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the appliance
+    Serve(ConfigArg),
+    /// Check a configuration, its keys and its certificate; point at what is wrong
+    Check(ConfigArg),
+    /// Look for what is wrong on this host, and say what to do about it
+    ///
+    /// Exit code: 0 all is well, 1 something could be better, 2 consoles will be refused.
+    Doctor(doctor::DoctorCommand),
+    /// Make a self-signed certificate and its key
+    Certificate(certificate::CertificateCommand),
+    /// Open a console for a VNC viewer
+    Connect(Box<connect::ConnectCommand>),
+    /// Make keys, seal, open and revoke tickets
+    Ticket(ticket::TicketCommand),
+    /// List the live consoles, or close some
+    Sessions(sessions::SessionsCommand),
+    /// Show the tenants, their limits and their live consoles
+    Tenants(tenants::TenantsCommand),
+    /// Show or export latencies
+    Hist(hist::HistCommand),
+    /// Watch consoles, tenants and latencies on the terminal
+    Top(top::TopCommand),
+    /// What runs, and in which state
+    Status(service::StatusCommand),
+    /// Read the configuration again
+    Reload(service::ReloadCommand),
+    /// Let nobody in any more and end with the last console
+    Drain(service::DrainCommand),
+}
+
+/// Which configuration.
+#[derive(clap::Args)]
+struct ConfigArg {
+    /// The configuration file
+    #[arg(long, short, env = "MKSGATE_CONFIG", default_value = CONFIG)]
+    config: PathBuf,
+}
+
+/// Runs the command line of this process.
+pub fn run() -> ExitCode {
+    let result: Result<(), Box<dyn Error>> = match Cli::parse().command {
+        Command::Serve(arg) => serve::run(&arg.config),
+        Command::Check(arg) => check::run(&arg.config),
+        Command::Doctor(command) => return doctor::run(command),
+        Command::Certificate(command) => certificate::run(command),
+        Command::Connect(command) => command.run().map_err(Into::into),
+        Command::Ticket(command) => command.run(),
+        Command::Sessions(command) => command.run(),
+        Command::Tenants(command) => command.run(),
+        Command::Hist(command) => command.run(),
+        Command::Top(command) => command.run(),
+        Command::Status(command) => command.run(),
+        Command::Reload(command) => command.run(),
+        Command::Drain(command) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mksgate: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,4 +1,30 @@
 //! The flow engine: two connected legs become a flow on the engine thread of a core.
+//!
+//! ```text
+//!   Engines ── submit, close ──► mailbox ──► worker::run ─┬─ ring   (io_uring: interactive on the ring)
+//!                                                         └─ epoll  (where io_uring is refused)
+//!                                               core: table of flows, deadlines, accounts
+//!                                               pump: non-blocking moves in two phases, splice(2) through pooled pipes
+//!                                               direction: when a direction takes to bulk and back
+//! ```
+
+mod buffers;
+mod config;
+mod core;
+mod direction;
+mod engines;
+mod epoll;
+mod mailbox;
+mod pipes;
+mod probe;
+mod pump;
+mod ring;
+mod slab;
+mod socket;
+mod state;
+mod stats;
+mod timers;
+mod worker;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -6,6 +32,10 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use crate::session::CloseReason;
+
+pub use config::{Driver, EngineError, FlowConfig, Mode, TurnHook};
+pub use engines::Engines;
+pub use stats::{EngineStats, Way};
 
 /// One side of a flow.
 pub enum Leg {

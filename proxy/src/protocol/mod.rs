@@ -1,5 +1,6 @@
 //! The wire protocols as pure state machines: no I/O, no clock, bounded memory on any input (invariant 3).
 
 pub mod authd;
+pub mod http;
 pub mod line;
 pub mod rfb;

@@ -1,5 +1,9 @@
 //! One console from the hand-over to its account.
 
 mod close;
+mod hand_over;
+mod registry;
 
 pub use close::{CloseReason, Fault};
+pub use hand_over::{HandOver, close_all, hand_over};
+pub use registry::{Registry, Selector, Session, SessionView, SocketView, rfc3339};

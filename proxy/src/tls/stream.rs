@@ -141,7 +141,19 @@ impl<R: Role> TlsStream<R> {
 
     /// Encrypts and sends all of it.
     pub async fn write_all(&mut self, plain: &[u8]) -> Result<(), TlsError> {
-        self.encrypt(plain)?;
+        // rustls may hold places in `incoming` (a handshake message of which a part has come), so it gets to see it again.
+        let mut incoming = std::mem::take(&mut self.incoming);
+        let encrypted = self.encrypt(plain, &mut incoming);
+        self.incoming = incoming;
+        encrypted?;
+        self.flush().await?;
+        Ok(())
+    }
+
+    /// Encrypts and sends the last line of TLS no. 1, without a look at what was received behind the peer's last record:
+    /// that is TLS no. 2 already. To be called right after a record was read; rustls then holds no place in `incoming`.
+    pub async fn write_last(&mut self, plain: &[u8]) -> Result<(), TlsError> {
+        self.encrypt(plain, &mut Vec::new())?;
         self.flush().await?;
         Ok(())
     }
@@ -156,9 +168,12 @@ impl<R: Role> TlsStream<R> {
         (self.wire, self.connection, self.incoming, self.plain)
     }
 
-    /// Ends in order: close_notify, then the FIN that the wire's drop sends.
-    pub async fn close(mut self) -> Result<(), TlsError> {
-        if let ConnectionState::WriteTraffic(mut state) = self.connection.process(&mut []).state? {
+    /// Says one last thing and close_notify, then waits for the peer to close, so that the last thing is not lost to a
+    /// reset over bytes that nobody read. The caller bounds the wait.
+    pub async fn farewell(&mut self, plain: &[u8]) -> Result<(), TlsError> {
+        self.write_all(plain).await?;
+        let status = self.connection.process(&mut self.incoming);
+        if let ConnectionState::WriteTraffic(mut state) = status.state? {
             grow(&mut self.outgoing, |space| match state.queue_close_notify(space) {
                 Ok(n) => Ok(Ok(n)),
                 Err(EncryptError::InsufficientSize(size)) => Ok(Err(size)),
@@ -166,6 +181,7 @@ impl<R: Role> TlsStream<R> {
             })?;
         }
         self.flush().await?;
+        self.wire.finish().await?;
         Ok(())
     }
 
@@ -234,34 +250,45 @@ impl<R: Role> TlsStream<R> {
 
     /// Encodes the alert that rustls queued when it failed.
     fn queue_alert(&mut self) {
-        while let Ok(ConnectionState::EncodeTlsData(mut data)) = self.connection.process(&mut []).state {
-            let encoded = encode(&mut self.outgoing, &mut data);
-            if encoded.is_err() {
-                return;
-            }
+        if let Ok(ConnectionState::EncodeTlsData(mut data)) =
+            self.connection.process(&mut self.incoming).state
+        {
+            // Without its alert the peer still sees the connection close.
+            let _ = encode(&mut self.outgoing, &mut data);
         }
     }
 
-    fn encrypt(&mut self, plain: &[u8]) -> Result<(), TlsError> {
+    fn encrypt(&mut self, plain: &[u8], incoming: &mut Vec<u8>) -> Result<(), TlsError> {
         loop {
-            match self.connection.process(&mut []).state? {
+            let UnbufferedStatus { discard, state } = self.connection.process(incoming);
+            let done = match state? {
                 ConnectionState::WriteTraffic(mut state) => {
-                    return Ok(grow(&mut self.outgoing, |space| match state.encrypt(plain, space) {
+                    grow(&mut self.outgoing, |space| match state.encrypt(plain, space) {
                         Ok(n) => Ok(Ok(n)),
                         Err(EncryptError::InsufficientSize(size)) => Ok(Err(size)),
                         Err(error) => Err(rustls::Error::General(error.to_string())),
-                    })?);
+                    })?;
+                    true
                 }
                 ConnectionState::EncodeTlsData(mut data) => {
                     encode(&mut self.outgoing, &mut data)?;
+                    false
                 }
-                ConnectionState::TransmitTlsData(data) => data.done(),
+                ConnectionState::TransmitTlsData(data) => {
+                    data.done();
+                    false
+                }
                 ConnectionState::ReadTraffic(mut traffic) => {
                     while let Some(record) = traffic.next_record() {
                         self.plain.extend_from_slice(record?.payload);
                     }
+                    false
                 }
                 _ => return Err(TlsError::Closed),
+            };
+            incoming.drain(..discard);
+            if done {
+                return Ok(());
             }
         }
     }

@@ -1,0 +1,162 @@
+//! `mksgate serve`: builds the appliance in the order of a connection, then runs the control thread until it is told to go.
+
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry as Subscriber, reload};
+
+use crate::admission::{Sources, Tenants};
+use crate::audit::Audit;
+use crate::config::{Config, LogFormat};
+use crate::control::{self, Control};
+use crate::flow::{EngineStats, Engines, Way};
+use crate::front::{self, Fronts, Listener};
+use crate::gate::Gate;
+use crate::metrics::{Door, EngineSample, Metrics, ModeBytes, Stage, TicketSample};
+use crate::session::Registry;
+use crate::ticket::{KeyRing, Tickets};
+use crate::tls::{self, Presented, certificate};
+use crate::wire::Runtime;
+
+type Failure = Box<dyn Error>;
+
+/// Serves until SIGTERM, SIGINT or a drain ends it.
+pub fn run(path: &Path) -> Result<(), Failure> {
+    let config = Config::load(path)?;
+    let filter = start_log(&config)?;
+    let listeners = bind(&config)?;
+    let threads = front_threads(&config);
+    let gate = build(config)?;
+    let runtime = if gate.engines.driver() == "io_uring" { Runtime::Uring } else { Runtime::Tokio };
+    let fronts = Fronts::start(&gate, &listeners, threads, runtime)?;
+    let mut addresses = Vec::new();
+    for listener in &listeners {
+        let address = listener.socket.local_addr()?;
+        tracing::info!(door = listener.door.listener(), %address, "listening");
+        addresses.push((listener.door, address));
+    }
+    drop(listeners);
+    let control = Arc::new(Control::new(gate, filter, addresses));
+    control::run(control, fronts)?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn build(config: Config) -> Result<Arc<Gate>, Failure> {
+    let now = Instant::now();
+    let keys = KeyRing::load(&config.tickets.keys)?;
+    let provider = config.tls.policy.provider();
+    let presented = Presented::new(certificate::load(&config.tls.certificate, &config.tls.key, &provider)?);
+    let tls = tls::server_config(config.tls.policy, presented.clone())?;
+    let metrics = Metrics::new();
+    metrics.set_tenants(&config.tenants.keys().cloned().collect::<Vec<_>>());
+    let mut flow = config.flow.engine();
+    let turns = metrics.clone();
+    flow.on_turn = Some(Arc::new(move |took| turns.record(Stage::FlowTurn, took)));
+    let engines = Engines::start(&flow)?;
+    if let Some(why) = engines.refusal() {
+        tracing::warn!(why, "io_uring is refused; epoll takes over");
+    }
+    let tickets = Arc::new(Tickets::new(config.tickets.policy.clone(), keys));
+    let audit = Audit::open(config.audit.file.as_deref(), config.audit.journal)?;
+    export(&metrics, &engines, &tickets, &audit);
+    Ok(Arc::new(Gate {
+        sources: Sources::new(config.limits),
+        tenants: Tenants::new(&config.tenants, now),
+        tickets,
+        presented,
+        tls: ArcSwap::from_pointee(tls),
+        provider: ArcSwap::new(provider),
+        registry: Registry::new(engines.epoch()),
+        metrics,
+        audit,
+        engines,
+        headers_pending: AtomicUsize::new(0),
+        draining: AtomicBool::new(false),
+        config: ArcSwap::from_pointee(config),
+    }))
+}
+
+/// What others count, for `/metrics`.
+fn export(metrics: &Metrics, engines: &Engines, tickets: &Arc<Tickets>, audit: &Arc<Audit>) {
+    let stats = engines.stats();
+    metrics.add_engines(engines.driver(), move || stats.iter().map(|s| sample(s)).collect());
+    let tickets = tickets.clone();
+    metrics.add_tickets(move || {
+        let stats = tickets.stats();
+        TicketSample {
+            tracked: stats.tracked as u64,
+            capacity: stats.capacity as u64,
+            refused_full: stats.refused_full,
+            revocations: stats.revocations as u64,
+            keys: stats.keys as u64,
+        }
+    });
+    let audit = audit.clone();
+    metrics.add_source(move |out| audit.sample(out));
+}
+
+fn sample(stats: &EngineStats) -> EngineSample {
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    EngineSample {
+        flows: load(&stats.flows),
+        bytes: ModeBytes {
+            interactive: stats.bytes(Way::Interactive),
+            spliced: stats.bytes(Way::Spliced),
+            op_spliced: stats.bytes(Way::OpSpliced),
+            copied: stats.bytes(Way::Copied),
+            first: stats.bytes(Way::First),
+        },
+        pipes_idle: load(&stats.pipes_idle),
+        pipes_in_use: load(&stats.pipes_in_use),
+        enobufs: load(&stats.enobufs),
+        pipes_refused: load(&stats.pipes_refused),
+        buffers_in_use: load(&stats.buffers_in_use),
+        to_bulk: load(&stats.to_bulk),
+        to_interactive: load(&stats.to_interactive),
+    }
+}
+
+fn bind(config: &Config) -> Result<Vec<Listener>, Failure> {
+    let tls = config.listen.tls.iter().map(|address| (*address, Door::Mks));
+    let authd = config.listen.authd.iter().map(|address| (*address, Door::Authd));
+    let mut listeners = Vec::new();
+    for (address, door) in tls.chain(authd) {
+        let bound = front::bind(address, door, config.listen.backlog);
+        listeners.push(bound.map_err(|error| format!("{address} cannot be listened on ({error}); `ss -tlnp` shows who holds the port, and a port below 1024 wants CAP_NET_BIND_SERVICE"))?);
+    }
+    Ok(listeners)
+}
+
+fn front_threads(config: &Config) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if config.flow.threads == 0 { cores() } else { config.flow.threads }
+}
+
+/// The log; its filter can be changed while it runs.
+fn start_log(config: &Config) -> Result<reload::Handle<EnvFilter, Subscriber>, Failure> {
+    let filter = EnvFilter::try_new(&config.log.filter).map_err(|error| format!("log.filter: {error}"))?;
+    let (filter, handle) = reload::Layer::new(filter);
+    let text = || tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let base = tracing_subscriber::registry().with(filter);
+    let journal = match config.log.format {
+        LogFormat::Journal => Some(tracing_journald::layer().map_err(|error| {
+            format!("log.format = \"journal\", but there is no journal ({error}); use \"text\"")
+        })?),
+        // systemd sets JOURNAL_STREAM for a service whose stderr is the journal.
+        LogFormat::Auto if std::env::var_os("JOURNAL_STREAM").is_some() => tracing_journald::layer().ok(),
+        _ => None,
+    };
+    match (journal, config.log.format) {
+        (Some(journal), _) => base.with(journal).try_init()?,
+        (None, LogFormat::Json) => base.with(text().json()).try_init()?,
+        (None, _) => base.with(text()).try_init()?,
+    }
+    Ok(handle)
+}

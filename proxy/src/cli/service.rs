@@ -1,0 +1,123 @@
+//! `mksgate status`, `reload` and `drain`: the running service as a whole.
+
+use std::fmt::Write;
+
+use clap::Args;
+use serde_json::json;
+
+use super::output::{Outcome, Report, SocketArg, age, print, printable, to_json};
+use crate::admin::{Drained, Reloaded, ServiceState, StatusView};
+
+/// `mksgate status`
+#[derive(Args, Debug)]
+pub struct StatusCommand {
+    #[command(flatten)]
+    socket: SocketArg,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `mksgate reload`
+#[derive(Args, Debug)]
+pub struct ReloadCommand {
+    #[command(flatten)]
+    socket: SocketArg,
+}
+
+/// `mksgate drain`
+#[derive(Args, Debug)]
+pub struct DrainCommand {
+    #[command(flatten)]
+    socket: SocketArg,
+    /// When the consoles that are left are closed; the configured time if not given
+    #[arg(long)]
+    seconds: Option<u32>,
+}
+
+impl StatusCommand {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// The appliance does not answer or refuses.
+    pub fn run(&self) -> Outcome {
+        print(&self.report()?)
+    }
+
+    /// What [`StatusCommand::run`] prints.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn report(&self) -> Report {
+        let status: StatusView = self.socket.client().get("/v1/status")?;
+        if self.json { to_json(&status) } else { Ok(render(&status)) }
+    }
+}
+
+impl ReloadCommand {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// The new configuration is not valid; the text says where. The old one stays in force.
+    pub fn run(&self) -> Outcome {
+        print(&self.report()?)
+    }
+
+    /// What [`ReloadCommand::run`] prints.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn report(&self) -> Report {
+        let reloaded: Reloaded = self.socket.client().post("/v1/reload", &json!({}))?;
+        let mut out = String::new();
+        for line in &reloaded.changed {
+            writeln!(out, "changed: {line}")?;
+        }
+        for line in &reloaded.needs_restart {
+            writeln!(out, "needs a restart: {line}")?;
+        }
+        Ok(if out.is_empty() { "nothing changed\n".to_owned() } else { out })
+    }
+}
+
+impl DrainCommand {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// The appliance does not answer or refuses.
+    pub fn run(&self) -> Outcome {
+        print(&self.report()?)
+    }
+
+    /// What [`DrainCommand::run`] prints.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn report(&self) -> Report {
+        let body = self.seconds.map_or_else(|| json!({}), |seconds| json!({ "seconds": seconds }));
+        let drained: Drained = self.socket.client().post("/v1/drain", &body)?;
+        Ok(format!("draining; live sessions: {}\n", drained.sessions))
+    }
+}
+
+fn render(status: &StatusView) -> String {
+    let service = &status.service;
+    let state = match service.state {
+        ServiceState::Starting => "starting",
+        ServiceState::Serving => "serving",
+        ServiceState::Draining => "draining",
+    };
+    let ready =
+        status.not_ready.as_ref().map_or_else(|| "ready".to_owned(), |why| format!("not ready: {why}"));
+    let mut lines = vec![
+        ("state", format!("{state}, {ready}")),
+        ("version", status.version.clone()),
+        ("process", format!("{}, up {} since {}", status.pid, age(status.uptime_seconds), status.started)),
+        ("sessions", status.sessions.to_string()),
+        ("configuration", format!("{}, read {}", service.config, service.config_loaded)),
+        ("flow engine", format!("{}, {} threads", service.flow_driver, service.flow_threads)),
+    ];
+    lines.extend(service.listeners.iter().map(|listener| ("listens", listener.clone())));
+    lines.extend(service.warnings.iter().map(|warning| ("warning", warning.clone())));
+    lines.into_iter().map(|(name, value)| format!("{name:<14}{}\n", printable(&value))).collect()
+}

@@ -1,0 +1,82 @@
+//! What the admin API asks for.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Control;
+use crate::admin::{self, Failure, Reloaded, RevokeRequest, ServiceState, ServiceStatus, TenantLimits};
+use crate::session::{CloseReason, rfc3339};
+use crate::ticket::Revocation;
+
+impl admin::Control for Control {
+    fn ready(&self) -> Result<(), String> {
+        if self.gate.is_draining() {
+            Err("draining".into())
+        } else if !self.serving.load(Ordering::Relaxed) {
+            Err("starting".into())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn status(&self) -> ServiceStatus {
+        let (gate, config) = (&self.gate, self.gate.config.load());
+        let state = match (gate.is_draining(), self.serving.load(Ordering::Relaxed)) {
+            (true, _) => ServiceState::Draining,
+            (false, true) => ServiceState::Serving,
+            (false, false) => ServiceState::Starting,
+        };
+        let warnings =
+            gate.engines.refusal().map(|why| format!("io_uring is refused, epoll took over: {why}"));
+        ServiceStatus {
+            state,
+            config: config.path.display().to_string(),
+            config_loaded: rfc3339(*self.loaded.lock().unwrap_or_else(PoisonError::into_inner)),
+            listeners: self
+                .listeners
+                .iter()
+                .map(|(door, address)| format!("{} {address}", door.listener()))
+                .collect(),
+            flow_driver: gate.engines.driver().into(),
+            flow_threads: gate.engines.stats().len(),
+            warnings: warnings.into_iter().collect(),
+        }
+    }
+
+    fn tenants(&self) -> Vec<TenantLimits> {
+        let limits = |view: crate::admission::TenantView| TenantLimits {
+            name: view.name.to_string(),
+            number: view.tenant.number,
+            max_sessions: Some(view.tenant.max_sessions),
+            sessions_per_second: view.tenant.rate,
+            burst: view.tenant.rate.map(|_| view.tenant.burst),
+            max_sessions_per_user: view.tenant.max_sessions_per_user,
+        };
+        self.gate.tenants.list().into_iter().map(limits).collect()
+    }
+
+    fn close(&self, id: u64) {
+        self.gate.engines.close(id, CloseReason::Operator);
+    }
+
+    fn revoke(&self, what: &RevokeRequest) -> Vec<u64> {
+        let RevokeRequest { jti, user, tenant } = what.clone();
+        let what = match (jti, user, tenant) {
+            (Some(jti), _, _) => Revocation::Jti(jti),
+            (None, Some(user), tenant) => Revocation::User { tenant, user },
+            (None, None, Some(tenant)) => Revocation::Tenant(tenant),
+            (None, None, None) => return Vec::new(),
+        };
+        Control::revoke(self, &what)
+    }
+
+    fn reload(&self) -> Result<Reloaded, Failure> {
+        let remedy = "correct the file (`mksgate check` shows the same) and reload again; the old configuration is in force";
+        Control::reload(self).map_err(|error| Failure::new(error.to_string(), remedy))
+    }
+
+    fn drain(&self, within: Option<Duration>) {
+        self.start_drain(within);
+    }
+}

@@ -1,0 +1,115 @@
+//! Reload: the file is read and checked whole before anything of it comes into force; a bad one changes nothing.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use thiserror::Error;
+use tracing_subscriber::EnvFilter;
+
+use super::Control;
+use crate::admin::Reloaded;
+use crate::config::{Config, ConfigError};
+use crate::session::{self, CloseReason};
+use crate::ticket::{KeyError, KeyRing};
+use crate::tls::{self, CertificateError, certificate};
+
+/// Why the old configuration stays.
+#[derive(Debug, Error)]
+pub enum ReloadError {
+    /// The file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The key directory.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The certificate or its key.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The TLS policy.
+    #[error("tls.policy: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The log filter.
+    #[error("log.filter: {0}")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+}
+
+impl Control {
+    /// Brings the file into force, all or nothing. Returns what changed, and what waits for a restart.
+    pub fn reload(&self) -> Result<Reloaded, ReloadError> {
+        let result = self.reload_all();
+        match &result {
+            Ok(Reloaded { changed, needs_restart }) => {
+                tracing::info!(?changed, ?needs_restart, "configuration reloaded")
+            }
+            Err(error) => tracing::error!(%error, "configuration not reloaded; the old one stays in force"),
+        }
+        result
+    }
+
+    fn reload_all(&self) -> Result<Reloaded, ReloadError> {
+        let gate = &self.gate;
+        let old = gate.config.load_full();
+        let new = old.load_again()?;
+        let filter = EnvFilter::try_new(&new.log.filter)?;
+        let keys = KeyRing::load(&new.tickets.keys)?;
+        let provider = new.tls.policy.provider();
+        let certified = certificate::load(&new.tls.certificate, &new.tls.key, &provider)?;
+        let tls = tls::server_config(new.tls.policy, gate.presented.clone())?;
+        // Nothing below can fail.
+        let reloaded = compare(&old, &new);
+        gate.presented.replace(certified);
+        gate.tls.store(Arc::new(tls));
+        gate.provider.store(provider);
+        gate.tickets.reload(new.tickets.policy.clone(), keys);
+        gate.sources.reload(new.limits);
+        gate.metrics.set_tenants(&new.tenants.keys().cloned().collect::<Vec<_>>());
+        let gone = gate.tenants.reload(&new.tenants, Instant::now());
+        gate.config.store(Arc::new(new));
+        let _ = self.log.reload(filter);
+        gate.audit.reopen();
+        session::close_all(gate, CloseReason::TenantRemoved, |s| gone.contains(&s.tenant));
+        self.set_loaded(SystemTime::now());
+        Ok(reloaded)
+    }
+
+    /// Ticket keys and certificate alone, when their files changed. What cannot be used is said and left.
+    pub(super) fn reload_secrets(&self) {
+        let gate = &self.gate;
+        let config = gate.config.load();
+        match KeyRing::load(&config.tickets.keys) {
+            Ok(keys) => gate.tickets.reload(config.tickets.policy.clone(), keys),
+            Err(error) => tracing::error!(%error, "ticket keys not reloaded; the old ones stay in force"),
+        }
+        let provider = gate.provider.load();
+        match certificate::load(&config.tls.certificate, &config.tls.key, &provider) {
+            Ok(certified) => gate.presented.replace(certified),
+            Err(error) => tracing::error!(%error, "certificate not reloaded; the old one stays in force"),
+        }
+        tracing::info!("ticket keys and certificate read again");
+    }
+}
+
+fn compare(old: &Config, new: &Config) -> Reloaded {
+    let named = |all: &[(&str, bool)]| {
+        all.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).into()).collect()
+    };
+    Reloaded {
+        changed: named(&[
+            ("tenants", old.tenants != new.tenants),
+            ("limits", old.limits != new.limits),
+            ("deadlines", old.deadlines != new.deadlines),
+            ("sockets", old.sockets != new.sockets),
+            ("proxy_protocol", old.balancers != new.balancers),
+            ("tls", old.tls != new.tls),
+            ("tickets", old.tickets != new.tickets),
+            ("log.filter", old.log.filter != new.log.filter),
+        ]),
+        needs_restart: named(&[
+            ("listen", old.listen != new.listen),
+            ("flow", old.flow != new.flow),
+            ("admin", old.admin != new.admin),
+            ("audit", old.audit != new.audit),
+            ("log.format", old.log.format != new.log.format),
+        ]),
+    }
+}

@@ -1,0 +1,242 @@
+//! The state of one flow on its engine thread: a few hundred bytes, no buffer, no pipe while it is idle.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use super::config::Mode;
+use super::direction::Pacer;
+use super::pipes::Pipe;
+use super::stats::{EngineStats, Way, add};
+use super::{Flow, FlowCounters, FlowEnd, Leg};
+use crate::session::CloseReason;
+
+/// No deadline.
+pub(super) const NEVER: u64 = u64::MAX;
+/// No provided buffer.
+pub(super) const NO_BUFFER: u16 = u16::MAX;
+
+/// A side of the flow; also the direction that reads from it.
+pub(super) type Side = usize;
+/// The client, and the direction client → hypervisor.
+pub(super) const CLIENT: Side = 0;
+/// The hypervisor, and the direction hypervisor → client.
+pub(super) const BACKEND: Side = 1;
+
+/// Who moves the flow's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Multishot receives and sends on the ring; the sockets block.
+    Ring,
+    /// Non-blocking system calls, driven by readiness.
+    Ready,
+    /// Everything in flight was cancelled; what comes next starts after the last completion.
+    Quiescing(Goal),
+}
+
+/// What a flow goes to once nothing of it is in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Goal {
+    /// `Stage::Ready`.
+    Ready,
+    /// `Stage::Ring`.
+    Ring,
+    /// The end.
+    Close,
+}
+
+/// One socket and what is known of it. The flags are hints until a call answers "would block".
+pub(super) struct Sock {
+    pub(super) fd: OwnedFd,
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+    /// The peer sent FIN: a short read is not the last, end of stream follows without an edge.
+    pub(super) hup: bool,
+}
+
+/// One direction. Its source is the socket of the same number, its destination the other one.
+pub(super) struct Direction {
+    pub(super) pacer: Pacer,
+    /// Provided buffers on their way to the destination, oldest first.
+    pub(super) head: u16,
+    pub(super) tail: u16,
+    pub(super) queued: u16,
+    /// The source ended: everything it sent was read.
+    pub(super) eof: bool,
+    /// The source ended and everything was delivered; FIN was sent.
+    pub(super) done: bool,
+    /// The last splice filled less than it might: the source is empty or the pipe was out of slots.
+    pub(super) unsure: bool,
+    /// The receive was cancelled until the destination takes what is queued.
+    pub(super) paused: bool,
+    /// The bytes in `pending` are those the front handed over.
+    pub(super) handed_over: bool,
+    /// Owned bytes to send before anything else, from `sent` on.
+    pub(super) pending: Vec<u8>,
+    pub(super) sent: u32,
+    /// Bytes in `pipe`.
+    pub(super) in_pipe: u32,
+    pub(super) pipe: Option<Pipe>,
+}
+
+impl Direction {
+    fn new(mode: Mode, now_ms: u64, first: Vec<u8>) -> Self {
+        Self {
+            pacer: Pacer::new(mode, now_ms),
+            head: NO_BUFFER,
+            tail: NO_BUFFER,
+            queued: 0,
+            eof: false,
+            done: false,
+            unsure: false,
+            paused: false,
+            handed_over: !first.is_empty(),
+            pending: first,
+            sent: 0,
+            in_pipe: 0,
+            pipe: None,
+        }
+    }
+
+    /// The owned bytes that are still to be sent.
+    pub(super) fn rest(&self) -> &[u8] {
+        &self.pending[self.sent as usize..]
+    }
+
+    /// Marks `n` owned bytes as sent; frees them with the last.
+    pub(super) fn advance(&mut self, n: usize) {
+        self.sent += n as u32;
+        if self.sent as usize == self.pending.len() {
+            (self.pending, self.sent, self.handed_over) = (Vec::new(), 0, false);
+        }
+    }
+
+    /// Appends bytes to those that are to be sent first.
+    pub(super) fn keep(&mut self, bytes: &[u8]) {
+        self.pending.extend_from_slice(bytes);
+    }
+
+    /// Nothing read from the source waits for the destination.
+    pub(super) fn empty(&self) -> bool {
+        self.pending.is_empty() && self.queued == 0 && self.in_pipe == 0
+    }
+}
+
+/// One flow.
+pub(super) struct FlowState {
+    pub(super) id: u64,
+    pub(super) socks: [Sock; 2],
+    pub(super) dirs: [Direction; 2],
+    pub(super) stage: Stage,
+    /// Operations in flight on the ring, one bit each.
+    pub(super) ops: u8,
+    /// In the list of flows to pump.
+    pub(super) listed: bool,
+    /// In the list of flows to look at again shortly.
+    pub(super) swept: bool,
+    /// The side that ended first.
+    pub(super) first_eof: Option<Side>,
+    /// Why it ends; the first reason stays.
+    pub(super) reason: Option<CloseReason>,
+    idle_ms: u64,
+    half_close_ms: u64,
+    ends_ms: u64,
+    half_closed_ms: u64,
+    /// Its entry in the timers.
+    pub(super) due_ms: u64,
+    counters: Arc<FlowCounters>,
+    on_close: Box<dyn FnOnce(FlowEnd) + Send>,
+}
+
+impl FlowState {
+    /// Takes a flow over at `now_ms` of the clock that began at `epoch`.
+    pub(super) fn new(flow: Flow, mode: Mode, epoch: Instant, now_ms: u64) -> Self {
+        let Flow { id, client, backend, to_backend, to_client, limits, counters, on_close } = flow;
+        let (Leg::Raw(client), Leg::Raw(backend)) = (client, backend);
+        let sock = |fd| Sock { fd, readable: true, writable: true, hup: false };
+        counters.last_ms.store(now_ms, Relaxed);
+        Self {
+            id,
+            socks: [sock(client), sock(backend)],
+            dirs: [Direction::new(mode, now_ms, to_backend), Direction::new(mode, now_ms, to_client)],
+            stage: Stage::Ready,
+            ops: 0,
+            listed: false,
+            swept: false,
+            first_eof: None,
+            reason: None,
+            idle_ms: limits.idle.map_or(NEVER, millis),
+            half_close_ms: millis(limits.half_close),
+            ends_ms: limits.ends_at.map_or(NEVER, |at| millis(at.saturating_duration_since(epoch))),
+            half_closed_ms: NEVER,
+            due_ms: NEVER,
+            counters,
+            on_close,
+        }
+    }
+
+    /// Counts bytes delivered to the destination of `dir`.
+    #[inline]
+    pub(super) fn delivered(&self, dir: Side, n: usize, way: Way, stats: &EngineStats, now_ms: u64) {
+        let way = if self.dirs[dir].handed_over { Way::First } else { way };
+        add(&stats.bytes[way as usize], n as u64);
+        add(if dir == CLIENT { &self.counters.up } else { &self.counters.down }, n as u64);
+        self.counters.last_ms.store(now_ms, Relaxed);
+    }
+
+    /// The source of `dir` ended.
+    pub(super) fn ended(&mut self, dir: Side) {
+        self.dirs[dir].eof = true;
+        self.socks[dir].readable = false;
+        self.first_eof.get_or_insert(dir);
+    }
+
+    /// Everything of `dir` was delivered and FIN sent. Returns the close reason if that was the last direction.
+    pub(super) fn finished(&mut self, dir: Side, now_ms: u64) -> Option<CloseReason> {
+        self.dirs[dir].done = true;
+        self.half_closed_ms = self.half_closed_ms.min(now_ms);
+        let both = self.dirs.iter().all(|dir| dir.done);
+        both.then_some(match self.first_eof {
+            Some(BACKEND) => CloseReason::BackendClosed,
+            _ => CloseReason::ClientClosed,
+        })
+    }
+
+    /// When the next deadline is, and which reason it ends with.
+    pub(super) fn deadline(&self) -> (u64, CloseReason) {
+        let idle = self.counters.last_ms.load(Relaxed).saturating_add(self.idle_ms);
+        let half = self.half_closed_ms.saturating_add(self.half_close_ms);
+        let all = [
+            (self.ends_ms, CloseReason::SessionDeadline),
+            (half, CloseReason::HalfCloseDeadline),
+            (idle, CloseReason::IdleTimeout),
+        ];
+        all.into_iter().min_by_key(|(at, _)| *at).unwrap_or((NEVER, CloseReason::Internal))
+    }
+
+    /// Closes both sockets, then tells whoever waits for it.
+    pub(super) fn close(self) -> (Box<dyn FnOnce(FlowEnd) + Send>, FlowEnd) {
+        let rtt_us = [0, 1].map(|side| super::socket::rtt_us(&self.socks[side].fd));
+        let reason = self.reason.unwrap_or(CloseReason::Internal);
+        let (up, down) = (self.counters.up.load(Relaxed), self.counters.down.load(Relaxed));
+        (self.on_close, FlowEnd { reason, up, down, rtt_us })
+    }
+}
+
+/// The reason for a broken socket on `side`.
+pub(super) fn reset(side: Side) -> CloseReason {
+    if side == CLIENT { CloseReason::ClientReset } else { CloseReason::BackendReset }
+}
+
+/// A clock in milliseconds and counters that nobody else writes.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(NEVER)
+}
+
+const _: () = {
+    // The counters are shared with `sessions list`; the engine is their only writer.
+    assert!(size_of::<AtomicU64>() == 8);
+    // "A few hundred bytes": a change that doubles an idle flow's cost does not compile.
+    assert!(size_of::<FlowState>() <= 448);
+};

@@ -1,0 +1,83 @@
+//! What every thread of the appliance shares: the configuration in force and the one instance of everything that counts.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
+
+use crate::admission::{Sources, Tenants};
+use crate::audit::Audit;
+use crate::config::Config;
+use crate::flow::Engines;
+use crate::metrics::{Door, Metrics};
+use crate::session::{CloseReason, Registry, Session};
+use crate::ticket::Tickets;
+use crate::tls::Presented;
+
+/// The appliance.
+pub struct Gate {
+    /// The configuration in force.
+    pub config: ArcSwap<Config>,
+    /// Stage 1 of admission.
+    pub sources: Arc<Sources>,
+    /// Stage 2 of admission.
+    pub tenants: Arc<Tenants>,
+    /// Opens tickets and knows their use.
+    pub tickets: Arc<Tickets>,
+    /// The certificate shown now.
+    pub presented: Arc<Presented>,
+    /// TLS as the doors speak it.
+    pub tls: ArcSwap<ServerConfig>,
+    /// TLS as it is spoken to hypervisors.
+    pub provider: ArcSwap<CryptoProvider>,
+    /// The flow engines.
+    pub engines: Engines,
+    /// Live sessions.
+    pub registry: Arc<Registry>,
+    /// Counters and histograms.
+    pub metrics: Arc<Metrics>,
+    /// The account of sessions.
+    pub audit: Arc<Audit>,
+    /// Connections that have not shown their PROXY header yet.
+    pub headers_pending: AtomicUsize,
+    /// No new session is let in.
+    pub draining: AtomicBool,
+}
+
+impl Gate {
+    /// Why a session that was just made visible has to end at once: its ticket was revoked, or its tenant removed, after it
+    /// was let in and before those who end such sessions could see it.
+    pub fn no_longer_welcome(&self, session: &Session) -> Option<CloseReason> {
+        if self.tickets.is_revoked(&session.jti) {
+            Some(CloseReason::TicketRevoked)
+        } else if self.tenants.get(&session.tenant).is_none() {
+            Some(CloseReason::TenantRemoved)
+        } else {
+            None
+        }
+    }
+
+    /// Whether new sessions are turned away.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// A client's connection as the doors know it.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// The client; behind a load balancer, whom the balancer named.
+    pub source: SocketAddr,
+    /// The other end of its socket: the client, or the load balancer.
+    pub peer: SocketAddr,
+    /// Our end, as the client dialled it.
+    pub local: SocketAddr,
+    /// The door it came through.
+    pub door: Door,
+    /// When it was accepted.
+    pub accepted: Instant,
+}

@@ -1,0 +1,54 @@
+//! The short tasks: build, test, lint, bench.
+
+use anyhow::Result;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::setup::{self, Job};
+use crate::sh::{cargo, run, target};
+
+/// The appliance, optimised.
+pub fn build() -> Result<()> {
+    run(cargo().args(["build", "--release", "--locked", "-p", "mksgate"]))?;
+    eprintln!("built {}", target().join("release/mksgate").display());
+    Ok(())
+}
+
+/// Every test, or those that `args` name. The runner's summary is the last thing that is printed.
+pub fn test(args: &[String]) -> Result<()> {
+    setup::all(Some(Job::Test))?;
+    raise_open_files();
+    if args.is_empty() {
+        run(cargo().args(["test", "--doc", "--workspace", "--quiet", "--locked"]))?;
+    }
+    run(cargo()
+        .args(["nextest", "run", "--workspace", "--locked"])
+        .args(args)
+        .env("MKSGATE_FULL_TESTS", "1")
+        .env("MKSGATE_PYTHON", setup::python()))
+}
+
+/// What has to hold before anything is merged.
+pub fn lint() -> Result<()> {
+    setup::all(Some(Job::Lint))?;
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    run(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
+    // Without `advisories`: their database would have to be fetched at every run.
+    run(cargo().args(["deny", "--locked", "check", "bans", "licenses", "sources"]))
+}
+
+/// The measurements of the `bench` binary, with optimised builds of everything of ours.
+pub fn bench(args: &[String]) -> Result<()> {
+    setup::all(Some(Job::Bench))?;
+    raise_open_files();
+    run(cargo().args(["build", "--release", "--locked", "-p", "mksgate", "-p", "mksgate-bench", "--bins"]))?;
+    let bench = target().join("release/bench");
+    run(crate::sh::command(&bench.to_string_lossy()).args(args))
+}
+
+/// As many open files as the system lets this user have: consoles are two sockets each.
+pub fn raise_open_files() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Left as it is where it may not be raised; what needs more says so itself.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
