@@ -1,109 +1,28 @@
 //! `mksgate connect` between a VNC viewer and a gate: the real binary, a viewer that speaks RFB 3.8, a gate of the test's own.
 
 mod gate;
+mod viewer;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::net::TcpStream;
+use std::process::Command;
 
 use gate::{Gate, SERVER_INIT, TICKET, Turn, VM, gate};
 use mksgate::client::url::mks_url;
+use viewer::{Client, echo, ends, read, refusal};
 
-/// A running `mksgate connect`; killed with the test.
-struct Client {
-    child: Child,
-    listens: SocketAddr,
+/// A client of this gate, the gate's certificate pinned.
+fn client_of(gate: &Gate, args: &[&str]) -> Client {
+    let pin = gate.thumbprint.to_string();
+    Client::start(&url(gate), &[&["--thumbprint", &pin], args].concat(), &[])
 }
 
-impl Client {
-    fn start(url: &str, args: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mksgate"));
-        for name in ["https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY", "SSL_CERT_FILE"] {
-            command.env_remove(name);
-        }
-        let mut child = command
-            .args(["connect", "-", "--listen", "127.0.0.1:0"])
-            .args(args)
-            .envs(environment.iter().copied())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(url.as_bytes()).unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let address = line.split_whitespace().nth(3).map(|a| a.replace("::", ":"));
-        let listens = address.unwrap_or_else(|| panic!("no address in {line:?}")).parse().unwrap();
-        Self { child, listens }
-    }
-
-    /// For this gate, its certificate pinned.
-    fn to(gate: &Gate, args: &[&str]) -> Self {
-        let pin = gate.thumbprint.to_string();
-        Self::start(&url(gate), &[&["--thumbprint", &pin], args].concat(), &[])
-    }
-
-    fn viewer(&self) -> TcpStream {
-        let viewer = TcpStream::connect(self.listens).unwrap();
-        viewer.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        viewer
-    }
-
-    /// Its exit status and what it said.
-    fn end(mut self) -> (Option<i32>, String) {
-        let mut said = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        assert!(!said.contains("sealed-and-secret"), "{said}");
-        (self.child.wait().unwrap().code(), said)
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn shake_hands(viewer: &mut TcpStream) {
+    viewer::shake_hands(viewer);
+    assert_eq!(read(viewer, SERVER_INIT.len()), SERVER_INIT);
 }
 
 fn url(gate: &Gate) -> String {
     mks_url(&gate.address.to_string(), VM, TICKET)
-}
-
-fn read(stream: &mut TcpStream, n: usize) -> Vec<u8> {
-    let mut bytes = vec![0; n];
-    stream.read_exact(&mut bytes).unwrap();
-    bytes
-}
-
-/// The viewer's handshake, RFC 6143 7.1 and 7.3.1, as far as ServerInit.
-fn shake_hands(viewer: &mut TcpStream) {
-    assert_eq!(read(viewer, 12), b"RFB 003.008\n");
-    viewer.write_all(b"RFB 003.008\n").unwrap();
-    assert_eq!(read(viewer, 2), [1, 1]);
-    viewer.write_all(&[1]).unwrap();
-    assert_eq!(read(viewer, 4), [0; 4]);
-    viewer.write_all(&[1]).unwrap();
-    assert_eq!(read(viewer, SERVER_INIT.len()), SERVER_INIT);
-}
-
-/// The reason of a refusal in RFB's own form.
-fn refusal(viewer: &mut TcpStream) -> String {
-    assert_eq!(read(viewer, 12), b"RFB 003.008\n");
-    viewer.write_all(b"RFB 003.008\n").unwrap();
-    assert_eq!(read(viewer, 1), [0]);
-    let len = u32::from_be_bytes(read(viewer, 4).try_into().unwrap());
-    String::from_utf8(read(viewer, len as usize)).unwrap()
-}
-
-fn echo(viewer: &mut TcpStream, bytes: &[u8]) {
-    let mut sending = viewer.try_clone().unwrap();
-    let back = std::thread::scope(|scope| {
-        scope.spawn(move || sending.write_all(bytes).unwrap());
-        read(viewer, bytes.len())
-    });
-    assert!(back == bytes, "what went in came out otherwise");
 }
 
 #[test]
@@ -112,7 +31,7 @@ fn a_viewer_gets_its_console_through_either_door() {
     for (mks, door) in [(false, "authd"), (true, "mks")] {
         for sha in [&[][..], &["--sha256"]] {
             let gate = gate(mks, &[]);
-            let client = Client::to(&gate, &[&["--once", "--door", door], sha].concat());
+            let client = client_of(&gate, &[&["--once", "--door", door], sha].concat());
             let mut viewer = client.viewer();
             shake_hands(&mut viewer);
             echo(&mut viewer, b"x");
@@ -130,7 +49,7 @@ fn a_viewer_gets_its_console_through_either_door() {
 #[test]
 fn several_viewers_have_consoles_of_their_own() {
     let gate = gate(true, &[]);
-    let client = Client::to(&gate, &[]);
+    let client = client_of(&gate, &[]);
     let mut viewers: Vec<_> = (0..3).map(|_| client.viewer()).collect();
     for viewer in &mut viewers {
         shake_hands(viewer);
@@ -189,7 +108,7 @@ fn a_gate_that_cannot_be_trusted_gets_no_ticket() {
 #[test]
 fn a_console_that_is_not_the_announced_one_is_not_shown() {
     let gate = gate(false, &[Turn::OtherConsole]);
-    let client = Client::to(&gate, &["--door", "authd"]);
+    let client = client_of(&gate, &["--door", "authd"]);
     assert!(refusal(&mut client.viewer()).contains("not the announced one"));
     assert_eq!(client.end().0, Some(1));
 }
@@ -205,8 +124,8 @@ fn what_is_final_is_said_in_words_and_ends_it() {
         (Turn::Greeting("220 VMware Authentication Daemon Version 1.10, , x\r\n"), "without TLS"),
         (Turn::Greeting("SSH-2.0-OpenSSH_9.2\r\n"), "right port"),
     ] {
-        let gate = gate(false, &[turn.clone()]);
-        let client = Client::to(&gate, &["--door", "authd"]);
+        let gate = gate(false, std::slice::from_ref(&turn));
+        let client = client_of(&gate, &["--door", "authd"]);
         let reason = refusal(&mut client.viewer());
         let (status, said) = client.end();
         assert!(status == Some(1) && reason.contains(words) && said.contains(words), "{turn:?}: {reason}");
@@ -217,7 +136,7 @@ fn what_is_final_is_said_in_words_and_ends_it() {
         ("220 what\r\n\r\n", "not answer in HTTP"),
     ] {
         let gate = gate(true, &[Turn::Greeting(answer)]);
-        let client = Client::to(&gate, &[]);
+        let client = client_of(&gate, &[]);
         let reason = refusal(&mut client.viewer());
         assert!(reason.contains(words) && client.end().0 == Some(1), "{reason}");
     }
@@ -232,7 +151,7 @@ fn what_may_pass_is_tried_again() {
         Turn::Echo,
     ];
     let gate = gate(false, &turns);
-    let client = Client::to(&gate, &["--once", "--door", "authd"]);
+    let client = client_of(&gate, &["--once", "--door", "authd"]);
     let mut viewer = client.viewer();
     shake_hands(&mut viewer);
     echo(&mut viewer, b"patience");
@@ -245,10 +164,10 @@ fn what_may_pass_is_tried_again() {
 fn patience_ends_and_a_viewer_that_leaves_ends_it_at_once() {
     let turns: Vec<_> = (0..50).map(|_| Turn::Login("552 Busy.")).collect();
     let gate = gate(false, &turns);
-    let client = Client::to(&gate, &["--once", "--door", "authd", "--patience", "0"]);
+    let client = client_of(&gate, &["--once", "--door", "authd", "--patience", "0"]);
     assert!(refusal(&mut client.viewer()).contains("too many consoles"));
     assert_eq!(client.end().0, Some(1));
-    let client = Client::to(&gate, &["--once", "--door", "authd", "--patience", "3600"]);
+    let client = client_of(&gate, &["--once", "--door", "authd", "--patience", "3600"]);
     drop(client.viewer());
     assert_eq!(client.end().0, Some(0));
 }
@@ -256,10 +175,10 @@ fn patience_ends_and_a_viewer_that_leaves_ends_it_at_once() {
 #[test]
 fn a_broken_console_comes_back_with_the_same_ticket_until_its_time_is_over() {
     let gate = gate(true, &[Turn::Break, Turn::Echo, Turn::Login("530 Login incorrect.")]);
-    let client = Client::to(&gate, &[]);
+    let client = client_of(&gate, &[]);
     let mut viewer = client.viewer();
     shake_hands(&mut viewer);
-    assert_eq!(viewer.read(&mut [0; 10]).unwrap(), 0, "the viewer sees the end");
+    assert!(ends(&mut viewer), "the viewer sees the end");
     let mut viewer = client.viewer();
     shake_hands(&mut viewer);
     echo(&mut viewer, b"again");
@@ -276,11 +195,11 @@ fn a_viewer_command_is_run_and_its_end_is_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let note = dir.path().join("note");
     let gate = gate(true, &[]);
-    let client = Client::to(&gate, &["--viewer", &format!("echo {{host}} {{port}} > {}", note.display())]);
+    let client = client_of(&gate, &["--viewer", &format!("echo {{host}} {{port}} > {}", note.display())]);
     let listens = client.listens;
     assert_eq!(client.end().0, Some(0));
     assert_eq!(std::fs::read_to_string(&note).unwrap(), format!("127.0.0.1 {}\n", listens.port()));
-    let client = Client::to(&gate, &["--viewer", "/nonexistent/viewer"]);
+    let client = client_of(&gate, &["--viewer", "/nonexistent/viewer"]);
     let (status, said) = client.end();
     assert!(status == Some(1) && said.contains("/nonexistent/viewer"), "{said}");
 }

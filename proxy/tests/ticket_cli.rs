@@ -54,6 +54,11 @@ fn a_key_a_ticket_and_what_is_in_it() {
     assert!(shown.contains("\"jti\": \"j-1\"") && !shown.contains("vnc-password"), "{shown}");
     let shown = good(mksgate(&["ticket", "open", "--keys", &keys, "--show-secrets", &ticket], ""));
     assert!(shown.contains("vnc-password"), "{shown}");
+    // The URL for `connect` carries the same.
+    let url = good(mksgate(&[&args[..], &["--url", "[::1]:902"]].concat(), "vnc-password"));
+    let url = mksgate::client::url::ConsoleUrl::parse(&url).unwrap();
+    assert_eq!((&*url.host, url.port, &*url.vm), ("::1", Some(902), "vm-61"));
+    good(mksgate(&["ticket", "open", "--keys", &keys, &url.ticket], ""));
     // What `open` prints can be sealed again.
     let again = good(mksgate(&["ticket", "seal", "--keys", &keys, "--claims", "-"], &shown));
     assert_eq!(good(mksgate(&["ticket", "open", "--keys", &keys, "--show-secrets", &again], "")), shown);

@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
@@ -30,14 +31,17 @@ pub fn run(args: &Args) -> Result<()> {
     let dist = target().join("dist");
     let profile = if args.dev { "dev" } else { "release" };
     sh::run(cargo().args(["build", "--locked", "-p", "mksgate", "--bin", "mksgate", "--profile", profile]))?;
-    manuals(&dist.join("manuals"))?;
     if args.dev {
-        return package(profile, &dist.join("mksgate-dev.deb"));
+        return package_dev(&dist);
     }
+    // Where the package's list of files can name it, whatever the build directory is called.
+    let manuals_dir = target().join("release/manuals");
+    manuals(&manuals_dir)?;
     let name = format!("mksgate_{}_{}", version()?, std::env::consts::ARCH);
     let deb = format!("{name}.deb");
-    package(profile, &dist.join(&deb))?;
-    let tarball = tarball(&dist, &name)?;
+    // Line tables stay: an operator's stack trace names lines.
+    sh::run(cargo_deb(&dist.join(&deb)).arg("--no-strip"))?;
+    let tarball = tarball(&dist, &name, &manuals_dir)?;
     let sbom = sbom(&dist, &name)?;
     sums(&dist, &[deb, tarball, sbom])?;
     eprintln!("made {}", dist.display());
@@ -55,15 +59,23 @@ fn manuals(into: &Path) -> Result<()> {
     )
 }
 
-fn package(profile: &str, deb: &Path) -> Result<()> {
-    let mut make = cargo();
-    make.args(["deb", "--locked", "-p", "mksgate", "--no-build", "--profile", profile, "--output"]).arg(deb);
-    // Line tables stay in a release: an operator's stack trace names lines. A test's package is only to be quick.
-    make.arg(if profile == "dev" { "--fast" } else { "--no-strip" });
-    sh::run(&mut make)
+/// cargo-deb packages releases only, so the unoptimised binary is put where it looks for one.
+fn package_dev(dist: &Path) -> Result<()> {
+    let place = dist.join("dev");
+    fs::create_dir_all(place.join("release"))?;
+    fs::copy(target().join("debug/mksgate"), place.join("release/mksgate"))?;
+    manuals(&place.join("release/manuals"))?;
+    let mut make = cargo_deb(&dist.join("mksgate-dev.deb"));
+    sh::run(make.arg("--fast").env("CARGO_TARGET_DIR", &place))
 }
 
-fn tarball(dist: &Path, name: &str) -> Result<String> {
+fn cargo_deb(deb: &Path) -> Command {
+    let mut make = cargo();
+    make.args(["deb", "--locked", "-p", "mksgate", "--no-build", "--output"]).arg(deb);
+    make
+}
+
+fn tarball(dist: &Path, name: &str, manuals: &Path) -> Result<String> {
     let stage = dist.join(name);
     if stage.exists() {
         fs::remove_dir_all(&stage)?;
@@ -72,7 +84,7 @@ fn tarball(dist: &Path, name: &str) -> Result<String> {
     fs::copy(target().join("release/mksgate"), stage.join("bin/mksgate"))?;
     let mut copy = command("cp");
     copy.arg("-r").args(ALONG.map(|part| root().join(part)));
-    copy.args(["man", "completions"].map(|part| dist.join("manuals").join(part))).arg(&stage);
+    copy.args(["man", "completions"].map(|part| manuals.join(part))).arg(&stage);
     sh::run(&mut copy)?;
     let file = format!("{name}.tar.gz");
     // The same bytes from the same commit.

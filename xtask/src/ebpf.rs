@@ -11,14 +11,6 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// What to do without a toolchain.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Without a BPF toolchain, say what is missing and succeed: mksgate is then built without XDP.
-    #[arg(long)]
-    if_possible: bool,
-}
-
 const MISSING: &str = "No toolchain for the XDP program. One of these provides it:
 
   rustup toolchain install nightly --component rust-src
@@ -46,10 +38,10 @@ enum Compiler {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(if_possible: bool) -> Result<()> {
     let compiler = match toolchain() {
         Ok(compiler) => compiler,
-        Err(missing) if args.if_possible => {
+        Err(missing) if if_possible => {
             println!("{missing}\n\nGoing on without: mksgate will run with XDP off and say so.");
             return Ok(());
         }

@@ -37,8 +37,12 @@ enum Task {
     },
     /// Build the `mksgate` binary, optimised.
     Build,
-    /// Build the XDP program into target/bpf/, from where the next build of mksgate embeds it.
-    Ebpf(ebpf::Args),
+    /// Build the XDP program, to be embedded by the next build of `mksgate`.
+    Ebpf {
+        /// No error where there is no toolchain for it.
+        #[arg(long)]
+        if_possible: bool,
+    },
     /// Show one whole console: simulated host, appliance, ticket.
     Demo(demo::Args),
     /// Run every test; arguments behind `--` go to `cargo nextest run`.
@@ -65,7 +69,7 @@ fn main() -> ExitCode {
         Task::Setup { job, check: true } => setup::check(job),
         Task::Setup { job, check: false } => setup::all(job),
         Task::Build => tasks::build(),
-        Task::Ebpf(args) => ebpf::run(&args),
+        Task::Ebpf { if_possible } => ebpf::run(if_possible),
         Task::Demo(args) => demo::run(&args),
         Task::Test { args } => tasks::test(&args),
         Task::Dist(args) => dist::run(&args),

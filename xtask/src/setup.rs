@@ -15,11 +15,9 @@ const REQUIREMENTS: &str = "xtask/requirements.txt";
 /// Where Debian puts LLVM 22.
 const LLVM: &str = "/usr/lib/llvm-22";
 
-/// A task that needs something.
+/// A task that may need something.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Job {
-    /// `cargo xtask demo`
-    Demo,
     /// `cargo xtask demo --qemu`
     DemoQemu,
     /// `cargo xtask test`
@@ -54,13 +52,6 @@ enum Source {
 }
 
 const NEEDS: &[Need] = &[
-    Need {
-        what: "openssl",
-        why: "makes the demo's certificate",
-        jobs: &[Job::Demo, Job::DemoQemu],
-        found: || find("openssl").is_some(),
-        from: Source::Apt(&["openssl"]),
-    },
     Need {
         what: "qemu-system-x86_64",
         why: "a real machine's screen",

@@ -20,6 +20,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::config::ConfigError;
+use crate::front::InheritError;
+use crate::ticket::KeyError;
+use crate::tls::CertificateError;
+
 /// Where the configuration stands if nothing else is said.
 const CONFIG: &str = "/etc/mksgate/mksgate.toml";
 
@@ -92,7 +97,17 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mksgate: {error}");
-            ExitCode::FAILURE
+            code(error.as_ref())
         }
     }
+}
+
+/// 78 (EX_CONFIG of sysexits.h) for what only a change of the files repairs, so that a service manager does not try again.
+fn code(error: &(dyn Error + 'static)) -> ExitCode {
+    const EX_CONFIG: u8 = 78;
+    let of_files = error.is::<ConfigError>()
+        || error.is::<KeyError>()
+        || error.is::<CertificateError>()
+        || error.is::<InheritError>();
+    if of_files { ExitCode::from(EX_CONFIG) } else { ExitCode::FAILURE }
 }

@@ -126,10 +126,13 @@ fn sample(stats: &EngineStats) -> EngineSample {
 fn bind(config: &Config) -> Result<Vec<Listener>, Failure> {
     let tls = config.listen.tls.iter().map(|address| (*address, Door::Mks));
     let authd = config.listen.authd.iter().map(|address| (*address, Door::Authd));
-    let mut listeners = Vec::new();
+    let mut listeners = front::inherited(&config.listen)?;
     for (address, door) in tls.chain(authd) {
+        if listeners.iter().any(|listener| listener.socket.local_addr().is_ok_and(|held| held == address)) {
+            continue;
+        }
         let bound = front::bind(address, door, config.listen.backlog);
-        listeners.push(bound.map_err(|error| format!("{address} cannot be listened on ({error}); `ss -tlnp` shows who holds the port, and a port below 1024 wants CAP_NET_BIND_SERVICE"))?);
+        listeners.push(bound.map_err(|error| format!("{address} cannot be listened on ({error}); `ss -tlnp` shows who holds the port, and a port below 1024 has to stand in mksgate.socket or wants CAP_NET_BIND_SERVICE"))?);
     }
     Ok(listeners)
 }

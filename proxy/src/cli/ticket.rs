@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::output::Outcome;
 use super::revoke::RevokeCommand;
+use crate::client::url::{host_and_port, mks_url};
 use crate::ticket::{Claims, KeyError, KeyRing, MAX_SEALED, SealError, TicketError, create_key_file};
 
 /// The longest ticket that fits into a line of the raw doors' dialogue, `PASS ` included.
@@ -115,6 +116,9 @@ struct Seal {
     /// Seconds until exp, where the claims do not name it; the gate's first-use and reconnect times still apply
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     lifetime: u64,
+    /// Print an mks:// URL for the gate at this address instead of the bare ticket
+    #[arg(long, value_name = "HOST[:PORT]")]
+    url: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -184,8 +188,13 @@ impl Keygen {
 }
 
 impl Seal {
-    fn run(self, now: SystemTime) -> Result<()> {
+    fn run(mut self, now: SystemTime) -> Result<()> {
         let ring = KeyRing::load(&self.keys.keys)?;
+        let url = self.url.take();
+        if url.as_deref().is_some_and(|gate| host_and_port(gate).is_err()) {
+            let why = "--url takes HOST[:PORT], an IPv6 address in brackets".to_owned();
+            return Err(TicketCommandError::Claims { whence: "the options".to_owned(), why });
+        }
         let claims = self.claims(now)?;
         let sealed = ring.seal(&claims)?;
         eprintln!("ticket {:?}, sealed with key {:?}", claims.jti, ring.newest());
@@ -195,7 +204,10 @@ impl Seal {
                 sealed.len()
             );
         }
-        print(&sealed)
+        match url {
+            Some(gate) => print(&mks_url(&gate, &claims.vm, &sealed)),
+            None => print(&sealed),
+        }
     }
 
     /// The claims file, the options over it, and what neither names.

@@ -138,7 +138,8 @@ async fn serve_viewers(
                         viewer.broken = true;
                     }
                 }
-                Ok(_) | Err(_) => {}
+                Ok(_) => {}
+                Err(error) => say(&format!("no console: {error}")),
             },
             ended = ended(&mut viewer) => {
                 ended?;
@@ -173,7 +174,6 @@ impl Shared {
         let console = match opened {
             Ok(console) => console,
             Err(error) => {
-                say(&format!("no console: {error}"));
                 viewer::refuse(viewer, &error.to_string()).await;
                 return Err(error);
             }

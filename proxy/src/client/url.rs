@@ -184,7 +184,6 @@ mod tests {
 
     fn parts(text: &str) -> Result<(String, Option<u16>, String, String), UrlError> {
         let url = ConsoleUrl::parse(text)?;
-        assert!(!format!("{url:?}").contains(&*url.ticket));
         Ok((url.host, url.port, url.vm, url.ticket.to_string()))
     }
 
@@ -212,6 +211,8 @@ mod tests {
         ] {
             assert_eq!(parts(text), expected, "{text}");
         }
+        let url = ConsoleUrl::parse("mks://h/v?ticket=very-secret").unwrap();
+        assert!(!format!("{url:?}").contains("very-secret"));
         let print = "A9:99:3E:36:47:06:81:6A:BA:3E:25:71:78:50:C2:6C:9C:D0:D8:9D";
         let url = ConsoleUrl::parse(&format!("vmrc://h/?mksticket=t&thumbprint={print}&path=p")).unwrap();
         assert_eq!(url.thumbprint.map(|t| t.to_string()).as_deref(), Some(print));

@@ -1,9 +1,11 @@
 //! The control thread: signals, admin API, reload, revocation, drain. Nothing of a connection waits for it.
 
 mod drain;
+mod notify;
 mod operator;
 mod reload;
 mod watch;
+mod watchdog;
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -38,6 +40,7 @@ pub struct Control {
     listeners: Vec<(Door, SocketAddr)>,
     loaded: Mutex<SystemTime>,
     serving: AtomicBool,
+    manager: notify::Manager,
     /// When a drain ends; `None`: no drain.
     drain: flag::Sender<Option<Instant>>,
 }
@@ -46,7 +49,8 @@ impl Control {
     /// For this appliance, which listens there.
     pub fn new(gate: Arc<Gate>, log: LogFilter, listeners: Vec<(Door, SocketAddr)>) -> Self {
         let (loaded, serving) = (Mutex::new(SystemTime::now()), AtomicBool::new(false));
-        Self { gate, log, listeners, loaded, serving, drain: flag::Sender::new(None) }
+        let manager = notify::Manager::of_this_process();
+        Self { gate, log, listeners, loaded, serving, manager, drain: flag::Sender::new(None) }
     }
 
     /// Refuses the tickets from now on and closes the consoles they opened; returns their numbers.
@@ -63,6 +67,7 @@ impl Control {
         let within = within.unwrap_or_else(|| self.gate.config.load().deadlines.drain);
         self.gate.draining.store(true, Ordering::Relaxed);
         tracing::info!(sessions = self.gate.registry.len(), seconds = within.as_secs(), "draining");
+        self.manager.stopping(within, self.gate.registry.len());
         self.drain.send_replace(Some(Instant::now() + within));
     }
 
@@ -92,8 +97,10 @@ pub fn run(control: Arc<Control>, fronts: Fronts) -> Result<(), Box<dyn Error>> 
         }
         let server = tokio::spawn(server.run());
         tokio::spawn(watch::secrets(control.clone()));
+        tokio::spawn(watchdog::feed(control.clone()));
         control.serving.store(true, Ordering::Relaxed);
         tracing::info!(driver = gate.engines.driver(), "serving");
+        control.manager.ready();
         until_drained(&control).await?;
         fronts.stop_accepting();
         let cut = drain::wait(&gate, control.drain.subscribe()).await;

@@ -36,6 +36,7 @@ pub enum ReloadError {
 impl Control {
     /// Brings the file into force, all or nothing. Returns what changed, and what waits for a restart.
     pub fn reload(&self) -> Result<Reloaded, ReloadError> {
+        let _told = self.manager.reloading();
         let result = self.reload_all();
         match &result {
             Ok(Reloaded { changed, needs_restart }) => {

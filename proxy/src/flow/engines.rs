@@ -85,6 +85,11 @@ impl Engines {
         self.threads.iter().for_each(|thread| thread.mailbox.close(id, reason));
     }
 
+    /// Wakes every thread: one that can turn does, and counts it.
+    pub fn nudge(&self) {
+        self.threads.iter().for_each(|thread| thread.mailbox.nudge());
+    }
+
     /// The counters of every thread.
     pub fn stats(&self) -> Vec<Arc<EngineStats>> {
         self.threads.iter().map(|thread| Arc::clone(&thread.stats)).collect()

@@ -66,6 +66,12 @@ impl Mailbox {
         self.push(&mut queue, Command::Stop);
     }
 
+    /// Wakes the thread, which then makes a turn even if there is nothing to do.
+    pub(super) fn nudge(&self) {
+        // Fails only at u64::MAX pending wake-ups.
+        let _ = self.wake.write(1);
+    }
+
     /// What the thread waits on.
     pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()

@@ -5,6 +5,7 @@ mod accept;
 mod authd;
 mod dialogue;
 mod https;
+mod inherited;
 mod listen;
 mod proxy_header;
 mod refused;
@@ -16,6 +17,7 @@ use std::thread::JoinHandle;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
+pub use inherited::{InheritError, inherited};
 pub use listen::{Listener, bind};
 pub use refused::Refused;
 

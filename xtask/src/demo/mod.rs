@@ -45,7 +45,9 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(args: &Args) -> Result<()> {
-    setup::all(Some(if args.qemu { Job::DemoQemu } else { Job::Demo }))?;
+    if args.qemu {
+        setup::all(Some(Job::DemoQemu))?;
+    }
     run_command(
         cargo()
             .args(["build", "--locked", "-p", "mksgate", "-p", "mksgate-bench"])
@@ -105,7 +107,7 @@ A console of {VM} is waiting. Paste one of these into another terminal:
                            'mks://{authd}/{VM}?ticket=TICKET'
   another, through 443   {mksgate} connect --door mks --listen 127.0.0.1:0 --thumbprint {thumbprint} \\
                            'mks://{tls}/{VM}?ticket=TICKET'
-  live consoles          {mksgate} sessions list --admin {socket}
+  live consoles          {mksgate} sessions list --socket {socket}
   metrics                curl -s http://{metrics}/metrics
   sockets                ss -tenp | grep mksgate
 

@@ -1,0 +1,80 @@
+//! What the service manager is told (sd_notify(3)). Three states and a heartbeat are a datagram each; without a manager
+//! nothing is sent.
+
+use std::env;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+
+/// What a stop may take beyond the drain: joining threads, the last audit records.
+const AFTER_DRAIN: Duration = Duration::from_secs(30);
+
+/// The way to the service manager.
+pub(super) struct Manager {
+    socket: Option<(UnixDatagram, SocketAddr)>,
+}
+
+impl Manager {
+    /// The one that started this process, if it wants to be told.
+    pub(super) fn of_this_process() -> Self {
+        let socket = env::var_os("NOTIFY_SOCKET").and_then(|name| {
+            let address = match name.as_bytes() {
+                [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+                _ => SocketAddr::from_pathname(&name),
+            };
+            Some((UnixDatagram::unbound().ok()?, address.ok()?))
+        });
+        Self { socket }
+    }
+
+    /// Consoles can be opened.
+    pub(super) fn ready(&self) {
+        self.tell("READY=1\nSTATUS=serving");
+    }
+
+    /// The configuration is read again until the guard is dropped.
+    pub(super) fn reloading(&self) -> Reloading<'_> {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", now.as_micros()));
+        Reloading(self)
+    }
+
+    /// Nobody is let in any more; the end comes within this time.
+    pub(super) fn stopping(&self, within: Duration, sessions: usize) {
+        let most = (within + AFTER_DRAIN).as_micros();
+        self.tell(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={most}\nSTATUS=draining {sessions} consoles"));
+    }
+
+    /// Every flow thread makes progress.
+    pub(super) fn alive(&self) {
+        self.tell("WATCHDOG=1");
+    }
+
+    /// How often the manager wants to hear that.
+    pub(super) fn watchdog(&self) -> Option<Duration> {
+        self.socket.as_ref()?;
+        let for_us = env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
+        let period: u64 = env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
+        (for_us && period > 0).then(|| Duration::from_micros(period))
+    }
+
+    fn tell(&self, state: &str) {
+        if let Some((socket, address)) = &self.socket
+            && let Err(error) = socket.send_to_addr(state.as_bytes(), address)
+        {
+            tracing::warn!(%error, state, "the service manager cannot be told");
+        }
+    }
+}
+
+/// Says that the reload is over, whatever came of it.
+pub(super) struct Reloading<'a>(&'a Manager);
+
+impl Drop for Reloading<'_> {
+    fn drop(&mut self) {
+        self.0.tell("READY=1");
+    }
+}
