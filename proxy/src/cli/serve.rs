@@ -23,6 +23,7 @@ use crate::session::Registry;
 use crate::ticket::{KeyRing, Tickets};
 use crate::tls::{self, Presented, certificate};
 use crate::wire::Runtime;
+use crate::xdp::{self, Shed};
 
 type Failure = Box<dyn Error>;
 
@@ -32,7 +33,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     let filter = start_log(&config)?;
     let listeners = bind(&config)?;
     let threads = front_threads(&config);
-    let gate = build(config)?;
+    let gate = build(config, &listeners)?;
     let runtime = if gate.engines.driver() == "io_uring" { Runtime::Uring } else { Runtime::Tokio };
     let fronts = Fronts::start(&gate, &listeners, threads, runtime)?;
     let mut addresses = Vec::new();
@@ -48,7 +49,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn build(config: Config) -> Result<Arc<Gate>, Failure> {
+fn build(config: Config, listeners: &[Listener]) -> Result<Arc<Gate>, Failure> {
     let now = Instant::now();
     let keys = KeyRing::load(&config.tickets.keys)?;
     let provider = config.tls.policy.provider();
@@ -66,9 +67,14 @@ fn build(config: Config) -> Result<Arc<Gate>, Failure> {
     let tickets = Arc::new(Tickets::new(config.tickets.policy.clone(), keys));
     let audit = Audit::open(config.audit.file.as_deref(), config.audit.journal)?;
     export(&metrics, &engines, &tickets, &audit);
+    let xdp = start_xdp(&config, listeners, &audit)?;
+    let (shed, counts) = (xdp.clone(), xdp.clone());
+    metrics.add_source(move |out| shed.sample(out));
+    let tenants = Tenants::new(&config.tenants, now);
+    tenants.watch(move |tenant, sessions| counts.set_active(tenant, sessions));
     Ok(Arc::new(Gate {
         sources: Sources::new(config.limits),
-        tenants: Tenants::new(&config.tenants, now),
+        tenants,
         tickets,
         presented,
         tls: ArcSwap::from_pointee(tls),
@@ -76,11 +82,23 @@ fn build(config: Config) -> Result<Arc<Gate>, Failure> {
         registry: Registry::new(engines.epoch()),
         metrics,
         audit,
+        xdp,
         engines,
         headers_pending: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
         config: ArcSwap::from_pointee(config),
     }))
+}
+
+/// The XDP gate before the first packet is wanted. What it sheds is told in the log and the audit trail, in samples.
+fn start_xdp(config: &Config, listeners: &[Listener], audit: &Arc<Audit>) -> Result<Arc<Shed>, Failure> {
+    let listen = listeners.iter().map(|l| l.socket.local_addr()).collect::<std::io::Result<Vec<_>>>()?;
+    let audit = audit.clone();
+    let shed = xdp::start(config.xdp.clone(), xdp::policy(config, &listen), move |dropped| {
+        tracing::info!(source = %dropped.source, destination = %dropped.destination, tenant = dropped.tenant, reason = dropped.verdict, "XDP gate shed a connection (sampled)");
+        audit.shed(dropped);
+    })?;
+    Ok(Arc::new(shed))
 }
 
 /// What others count, for `/metrics`.

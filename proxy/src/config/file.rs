@@ -16,6 +16,7 @@ use super::{
 use crate::flow::{Driver, FlowConfig, Mode};
 use crate::ticket::TicketPolicy;
 use crate::tls::Policy;
+use crate::xdp::XdpSection;
 
 /// Where log lines go and how they look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -54,6 +55,8 @@ struct File {
     audit: AuditFile,
     #[serde(default)]
     log: LogFile,
+    #[serde(default)]
+    xdp: XdpSection,
     #[serde(default)]
     tenants: BTreeMap<String, TenantFile>,
 }
@@ -344,6 +347,7 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
         },
         audit: Audit { file: file.audit.file.map(|f| context.file(f)), journal: file.audit.journal },
         log: Log { filter: file.log.filter, format: file.log.format },
+        xdp: file.xdp.validate().map_err(|error| context.error(error.key, &error.what))?,
         tenants,
     })
 }

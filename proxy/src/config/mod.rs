@@ -19,6 +19,7 @@ pub use tenant::{Cidr, TargetRange, Tenant};
 use crate::flow::{Driver, FlowConfig, Mode};
 use crate::ticket::TicketPolicy;
 use crate::tls::Policy;
+use crate::xdp::XdpConfig;
 
 /// A configuration that was checked.
 #[derive(Clone, Debug)]
@@ -47,6 +48,8 @@ pub struct Config {
     pub audit: Audit,
     /// The log.
     pub log: Log,
+    /// The XDP gate.
+    pub xdp: XdpConfig,
     /// The tenants by name.
     pub tenants: BTreeMap<String, Tenant>,
 }
