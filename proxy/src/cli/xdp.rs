@@ -68,7 +68,7 @@ fn render(status: &ShedStatus) -> String {
         return format!("off: {}\n", status.off.as_deref().unwrap_or("no reason given"));
     };
     let packets: Vec<_> =
-        status.packets.iter().map(|(verdict, n)| vec![verdict.clone(), n.to_string()]).collect();
+        status.packets.iter().map(|p| vec![p.verdict.clone(), p.packets.to_string()]).collect();
     let mut out = format!(
         "{}\n{}",
         place(gate),
@@ -123,7 +123,7 @@ fn sources(list: &SourceList) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xdp::{InterfaceStatus, TenantSyns};
+    use crate::xdp::{InterfaceStatus, TenantSyns, VerdictCount};
 
     #[test]
     fn off_is_said_with_its_reason() {
@@ -146,7 +146,12 @@ mod tests {
             max_sources: 1024,
         };
         let tenants = vec![TenantSyns { name: String::new(), passed: 5, shed: 6, resets: 4 }];
-        let status = ShedStatus { off: None, gate: Some(gate), packets: vec![("pass".into(), 5)], tenants };
+        let status = ShedStatus {
+            off: None,
+            gate: Some(gate),
+            packets: vec![VerdictCount { verdict: "pass".into(), packets: 5 }],
+            tenants,
+        };
         let text = render(&status);
         for part in
             ["eth0", "native", "program 7  on limit reset", "known sources 3 of 1024", "pass", "(not known)"]

@@ -8,7 +8,7 @@ use mksgate_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::address::unmapped;
+use super::{address::unmapped, serve::VerdictCount};
 
 /// Totals over all CPUs since the gate started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,8 +50,9 @@ impl CounterReport {
     }
 
     /// Packets by the verdicts' names.
-    pub fn named(&self) -> Vec<(String, u64)> {
-        Verdict::ALL.into_iter().map(|v| (v.as_str().to_owned(), self.packets(v))).collect()
+    pub fn named(&self) -> Vec<VerdictCount> {
+        let count = |v: Verdict| VerdictCount { verdict: v.as_str().to_owned(), packets: self.packets(v) };
+        Verdict::ALL.into_iter().map(count).collect()
     }
 
     /// The tenant of that name; the empty one is the shared tenant.

@@ -27,7 +27,7 @@ pub use error::{GateError, InterfaceProblem, missing_capabilities};
 pub use gate::{Gate, GateStatus, InterfaceStatus, monotonic};
 pub use maps::{Outcome, Program};
 pub use policy::{MAX_TENANT, Policy, PolicyError, TenantPolicy};
-pub use serve::{Shed, ShedStatus, TenantSyns, policy, start};
+pub use serve::{Shed, ShedStatus, TenantSyns, VerdictCount, policy, start};
 
 /// The compiled XDP program, if this build has one.
 pub const OBJECT: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/xdp_object.rs"));

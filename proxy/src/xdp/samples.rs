@@ -22,9 +22,14 @@ impl Shed {
             }
         }
         let Some(counters) = self.counters() else { return };
-        for (verdict, packets) in counters.named() {
+        for verdict in Verdict::ALL {
             let help = "Packets by the XDP gate's verdict";
-            out.counter("mksgate_xdp_packets", help, &[("verdict", &*verdict)], packets);
+            out.counter(
+                "mksgate_xdp_packets",
+                help,
+                &[("verdict", verdict.as_str())],
+                counters.packets(verdict),
+            );
         }
         let syns = "SYNs to protected ports, by tenant (empty: not known) and verdict";
         let resets = "Shed SYNs that were answered by a reset, by tenant";

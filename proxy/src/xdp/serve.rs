@@ -31,10 +31,19 @@ pub struct ShedStatus {
     pub gate: Option<GateStatus>,
     /// Packets by verdict, in the verdicts' order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub packets: Vec<(String, u64)>,
+    pub packets: Vec<VerdictCount>,
     /// SYNs of tenants with any, by verdict.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tenants: Vec<TenantSyns>,
+}
+
+/// One verdict of [`ShedStatus`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictCount {
+    /// Its name.
+    pub verdict: String,
+    /// Packets that got it.
+    pub packets: u64,
 }
 
 /// One tenant of [`ShedStatus`].
@@ -155,7 +164,7 @@ impl Shed {
         ShedStatus {
             off: self.off().map(str::to_owned),
             gate: self.gate().map(Gate::status),
-            packets: counters.named(),
+            packets: if self.gate().is_some() { counters.named() } else { Vec::new() },
             tenants: counters.tenants.iter().map(TenantSyns::of).filter(|t| t.passed + t.shed > 0).collect(),
         }
     }
