@@ -3,7 +3,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use mksgate_bench::sim::{Esxi, EsxiConfig, Screen, Ticket, Vm};
@@ -18,12 +18,12 @@ const SESSIONS: u32 = 20_000;
 const SLACK: f64 = 8e6;
 
 fn sessions(gate: &Appliance, ticket: &str, count: u32) {
-    let left = AtomicU32::new(count);
+    let (left, door) = (AtomicU32::new(count), gate.authd);
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
-                    one(gate, ticket);
+                    one(door, ticket);
                 }
             });
         }
@@ -34,10 +34,10 @@ fn sessions(gate: &Appliance, ticket: &str, count: u32) {
     }
 }
 
-fn one(gate: &Appliance, ticket: &str) {
+fn one(door: SocketAddr, ticket: &str) {
     // All its uses may still be on their way out: then it is refused and tried again.
     let mut stream: TcpStream = loop {
-        match client::open(client::authd(gate.authd), ticket, VM) {
+        match client::open(client::authd(door), ticket, VM) {
             Ok(stream) => break stream,
             Err(refused) => assert!(refused.starts_with("530"), "{refused}"),
         }

@@ -65,15 +65,42 @@ impl EsxiMks {
     }
 
     /// CONNECT. The socket then carries TLS no. 2; the bytes are what of it was already received.
-    pub async fn console(mut self, cfg_file: &str) -> Result<(OwnedFd, Vec<u8>), BackendError> {
+    pub async fn console(self, cfg_file: &str) -> Result<(OwnedFd, Vec<u8>), BackendError> {
+        let (wire, first) = self.raw_console(cfg_file).await?;
+        Ok((wire.into_fd().map_err(BackendError::Internal)?, first))
+    }
+
+    /// CONNECT, then TLS no. 2 ended here, with the certificate that `announced` (the answer to THUMBPRINT) promises, and
+    /// the nonce as its first data. What is read from it next is ServerInit.
+    pub async fn console_inside(
+        self,
+        cfg_file: &str,
+        announced: &str,
+        nonce: &str,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<TlsStream<UnbufferedClientConnection>, BackendError> {
+        let within = self.within;
+        let print = announced.parse();
+        let print =
+            print.map_err(|_| BackendError::Unexpected { code: code::DONE, step: Step::Thumbprint })?;
+        let (wire, first) = self.raw_console(cfg_file).await?;
+        deadline(within, Step::TlsTwo, async {
+            let mut tls = pinned(wire, vec![print], provider, first, Step::TlsTwo).await?;
+            let closed = |error| BackendError::Closed { step: Step::TlsTwo, error };
+            tls.write_all(nonce.as_bytes()).await.map_err(closed)?;
+            Ok(tls)
+        })
+        .await
+    }
+
+    async fn raw_console(mut self, cfg_file: &str) -> Result<(Wire, Vec<u8>), BackendError> {
         let within = self.within;
         deadline(within, Step::Console, async {
             self.expect(commands::connect(cfg_file), code::DONE, Step::Console).await?;
             if !self.tls.unread().is_empty() {
                 return Err(BackendError::Unexpected { code: code::DONE, step: Step::Console });
             }
-            let (wire, first) = self.tls.into_raw();
-            Ok((wire.into_fd().map_err(BackendError::Internal)?, first))
+            Ok(self.tls.into_raw())
         })
         .await
     }
@@ -101,7 +128,7 @@ impl EsxiMks {
     }
 }
 
-fn thumbprints(target: &Target) -> Result<Vec<Thumbprint>, BackendError> {
+pub(super) fn thumbprints(target: &Target) -> Result<Vec<Thumbprint>, BackendError> {
     if target.thumbprints.is_empty() {
         return Err(BackendError::BadTarget(
             "has no thumbprint; without one the host cannot be told from an impostor",
@@ -117,7 +144,6 @@ async fn tls_one(
     pins: Vec<Thumbprint>,
     provider: Arc<CryptoProvider>,
 ) -> Result<TlsStream<UnbufferedClientConnection>, BackendError> {
-    let (_, peer) = wire.addresses().map_err(BackendError::Internal)?;
     let mut buffer = Vec::new();
     let line = loop {
         match take_line(&mut buffer) {
@@ -138,19 +164,31 @@ async fn tls_one(
     if !banner.ssl_required {
         return Err(BackendError::PlainBanner);
     }
+    pinned(wire, pins, provider, buffer, Step::Tls).await
+}
+
+/// TLS with a host that is known by its certificate. `early` was received already.
+pub(super) async fn pinned(
+    wire: Wire,
+    pins: Vec<Thumbprint>,
+    provider: Arc<CryptoProvider>,
+    early: Vec<u8>,
+    step: Step,
+) -> Result<TlsStream<UnbufferedClientConnection>, BackendError> {
+    let (_, peer) = wire.addresses().map_err(BackendError::Internal)?;
     let tls = |error: rustls::Error| BackendError::Tls(error.into());
     let config = Pinned::config(pins, provider).map_err(tls)?;
     // The name is never checked and, being an address, not sent either: hosts are known by thumbprint.
     let name = ServerName::from(peer.ip());
     let connection = UnbufferedClientConnection::new(Arc::new(config), name).map_err(tls)?;
-    TlsStream::handshake(wire, connection, buffer).await.map_err(|error| match &error {
+    TlsStream::handshake(wire, connection, early).await.map_err(|error| match &error {
         TlsError::Tls(inner) if pin::is_wrong_certificate(inner) => BackendError::WrongCertificate,
         TlsError::Tls(_) => BackendError::Tls(error),
-        _ => BackendError::Closed { step: Step::Tls, error },
+        _ => BackendError::Closed { step, error },
     })
 }
 
-async fn deadline<T>(
+pub(super) async fn deadline<T>(
     within: Duration,
     step: Step,
     work: impl Future<Output = Result<T, BackendError>>,

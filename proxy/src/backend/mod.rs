@@ -1,7 +1,10 @@
 //! The hypervisor's side: where the sealed ticket points, and nowhere else (invariant 2).
 
 mod address;
+mod console;
 mod esxi_mks;
+mod esxi_webmks;
+mod vnc;
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,9 +12,11 @@ use std::net::SocketAddr;
 use thiserror::Error;
 
 pub use address::{Dial, dial};
+pub use console::{Console, Opening, open};
 pub use esxi_mks::EsxiMks;
 
 use crate::protocol::authd::Refusal;
+use crate::protocol::rfb_client::RfbClientError;
 use crate::tls::TlsError;
 
 /// A step of the way to the console, for errors and deadlines.
@@ -31,6 +36,12 @@ pub enum Step {
     Thumbprint,
     /// CONNECT.
     Console,
+    /// TLS no. 2, inside which the console is.
+    TlsTwo,
+    /// The WebSocket's handshake.
+    Upgrade,
+    /// RFB's handshake.
+    Rfb,
 }
 
 /// Why there is no console. Told in full to the operator; the client hears [`BackendError::refusal`].
@@ -108,6 +119,14 @@ pub enum BackendError {
         "two-pass host: it answered 630 and wants a second pass; mint tickets with target kind `esx-two-pass` for it"
     )]
     SecondPass,
+    /// RFB with the server failed.
+    #[error("{0}")]
+    Rfb(RfbClientError),
+    /// The host did not open the WebSocket.
+    #[error(
+        "the host did not open a WebSocket ({0}); its ticket was used before or expired, or it is no ESXi host"
+    )]
+    NotWebSocket(String),
     /// Some other answer.
     #[error("the host answered {code} at {step:?}")]
     Unexpected {
@@ -138,6 +157,8 @@ impl BackendError {
             Self::Tls(_) => "backend_tls",
             Self::Refused { .. } => "backend_refused",
             Self::SecondPass => "backend_second_pass",
+            Self::Rfb(_) => "backend_rfb",
+            Self::NotWebSocket(_) => "backend_not_websocket",
             Self::Unexpected { .. } => "backend_unexpected",
             Self::Internal(_) => "internal",
         }
@@ -148,7 +169,7 @@ impl BackendError {
         match self {
             Self::OutsideTargets(_) => Refusal::NoAccess,
             Self::Resolve { .. } | Self::Unreachable { .. } | Self::Timeout { .. } => Refusal::Unreachable,
-            Self::Refused { .. } => Refusal::BadTicket,
+            Self::Refused { .. } | Self::NotWebSocket(_) => Refusal::BadTicket,
             Self::SecondPass => Refusal::SecondPass,
             _ => Refusal::BadServer,
         }

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::error::line_of;
 use super::{
     Admin, Audit, Config, ConfigError, Deadlines, Flow, Limits, Listen, Log, Sockets, Tenant, Tickets, Tls,
+    Web,
 };
 use crate::flow::{Driver, FlowConfig, Mode};
 use crate::ticket::TicketPolicy;
@@ -45,6 +46,8 @@ struct File {
     limits: LimitsFile,
     #[serde(default)]
     deadlines: DeadlinesFile,
+    #[serde(default)]
+    web: WebFile,
     #[serde(default)]
     flow: FlowFile,
     #[serde(default)]
@@ -160,6 +163,19 @@ impl Default for DeadlinesFile {
             session_seconds: 0.0,
             drain_seconds: 300.0,
         }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WebFile {
+    origins: Vec<String>,
+    ping_seconds: f64,
+}
+
+impl Default for WebFile {
+    fn default() -> Self {
+        Self { origins: vec![], ping_seconds: 20.0 }
     }
 }
 
@@ -332,6 +348,7 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
         tickets: tickets(&context, file.tickets)?,
         limits,
         deadlines,
+        web: web(&context, file.web)?,
         flow: flow(&context, &file.flow)?,
         sockets: Sockets {
             keepalive: context.duration("sockets.keepalive_seconds", file.sockets.keepalive_seconds)?,
@@ -411,6 +428,17 @@ fn deadlines(context: &Context<'_>, file: &DeadlinesFile) -> Result<Deadlines, C
         session: context.optional("deadlines.session_seconds", file.session_seconds)?,
         drain: context.duration("deadlines.drain_seconds", file.drain_seconds)?,
     })
+}
+
+fn web(context: &Context<'_>, file: WebFile) -> Result<Web, ConfigError> {
+    for origin in &file.origins {
+        let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+        if host.is_none_or(|host| host.is_empty() || host.contains('/') || !host.is_ascii()) {
+            let what = format!("`{origin}` is no origin; write https://portal.example, without a path");
+            return Err(context.error("web.origins", what));
+        }
+    }
+    Ok(Web { origins: file.origins, ping: context.optional("web.ping_seconds", file.ping_seconds)? })
 }
 
 fn flow(context: &Context<'_>, file: &FlowFile) -> Result<Flow, ConfigError> {
@@ -589,6 +617,7 @@ targets = ["10.1.0.0/16"]
                 "also a source of tenant `bolt`",
             ),
             ("[tickets]", "[deadlines]\nidle_seconds = -1\n[tickets]", Some(9), "more than 0"),
+            ("[tickets]", "[web]\norigins = [\"portal.example/x\"]\n[tickets]", Some(9), "without a path"),
             ("[tickets]", "[admin]\nmetrics = \"0.0.0.0:9464\"\n[tickets]", Some(9), "loopback"),
             ("[tickets]", "[flow]\npipe_bytes = 5000\n[tickets]", Some(9), "power of two"),
         ] {

@@ -38,6 +38,8 @@ pub struct Config {
     pub limits: Limits,
     /// How long each stage may take.
     pub deadlines: Deadlines,
+    /// Consoles in browsers.
+    pub web: Web,
     /// The flow engine.
     pub flow: Flow,
     /// Socket options of both legs.
@@ -144,6 +146,15 @@ impl Flow {
         let Self { driver, mode, threads, pipe_bytes, max_pipes } = *self;
         FlowConfig { driver, mode, threads, pipe_bytes, max_pipes, ..FlowConfig::default() }
     }
+}
+
+/// Consoles in browsers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Web {
+    /// Origins besides our own whose pages may open consoles, as browsers write them: `https://portal.example`.
+    pub origins: Vec<String>,
+    /// How often a silent connection is kept awake; `None`: never.
+    pub ping: Option<Duration>,
 }
 
 /// Socket options of both legs.

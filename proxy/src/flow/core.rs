@@ -43,6 +43,9 @@ pub(super) struct Core {
     timers: super::timers::Timers,
     trim_ms: u64,
     epoch: Instant,
+    /// Scratch of flows with layers.
+    pub(super) bench: Option<Box<super::layered::Bench>>,
+    pub(super) lingering: super::layered::Lingering,
 }
 
 impl Core {
@@ -66,6 +69,8 @@ impl Core {
             timers: super::timers::Timers::default(),
             trim_ms: 0,
             epoch,
+            bench: None,
+            lingering: super::layered::Lingering::default(),
         }
     }
 
@@ -102,7 +107,13 @@ impl Core {
         self.by_id.remove(&flow.id);
         self.timers.set(key, flow.due_ms, NEVER);
         let id = flow.id;
-        let (on_close, end) = flow.close();
+        let layered = self.farewell(&mut flow);
+        let (on_close, end, socks) = flow.close();
+        if layered {
+            self.linger(socks);
+        } else {
+            drop(socks);
+        }
         self.stats.flows.fetch_sub(1, Relaxed);
         add(&self.stats.ended, 1);
         if catch_unwind(AssertUnwindSafe(|| on_close(end))).is_err() {
@@ -175,7 +186,11 @@ impl Core {
         while let Some(key) = self.timers.pop_due(self.now_ms) {
             let Some(flow) = self.flows.get_mut(key) else { continue };
             flow.due_ms = NEVER;
+            let pinged = flow.layers.as_mut().is_some_and(|layers| layers.ping(self.now_ms));
             let (due, reason) = flow.deadline();
+            if pinged {
+                self.list(key);
+            }
             if due <= self.now_ms {
                 self.doom(key, reason);
             } else {
@@ -192,7 +207,8 @@ impl Core {
         let deadline = self.timers.next().map(|at| self.epoch + Duration::from_millis(at));
         let sweep = (!self.sweep.is_empty()).then_some(self.sweep_at);
         let trim = (self.pipes.idle() > 0).then(|| self.epoch + Duration::from_millis(self.trim_ms));
-        let next = [deadline, sweep, trim].into_iter().flatten().min()?;
+        let linger = self.lingering.next_ms().map(|at| self.epoch + Duration::from_millis(at));
+        let next = [deadline, sweep, trim, linger].into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -202,6 +218,7 @@ impl Core {
             self.trim_ms = self.now_ms + TRIM_MS;
             self.pipes.trim();
         }
+        self.lingering.review(self.now_ms);
         self.stats.pipes_idle.store(self.pipes.idle() as u64, Relaxed);
         self.stats.pipes_in_use.store(self.pipes.in_use() as u64, Relaxed);
         self.stats.pipes_refused.store(self.pipes.refused, Relaxed);

@@ -5,15 +5,18 @@
 //!                                                         └─ epoll  (where io_uring is refused)
 //!                                               core: table of flows, deadlines, accounts
 //!                                               pump: non-blocking moves in two phases, splice(2) through pooled pipes
+//!                                               layered: flows with TLS or WebSocket on a leg, in place (codec)
 //!                                               direction: when a direction takes to bulk and back
 //! ```
 
 mod buffers;
+mod codec;
 mod config;
 mod core;
 mod direction;
 mod engines;
 mod epoll;
+mod layered;
 mod mailbox;
 mod pipes;
 mod probe;
@@ -26,13 +29,15 @@ mod stats;
 mod timers;
 mod worker;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use crate::session::CloseReason;
+use crate::tls::Session;
 
+pub use codec::WebSocket;
 pub use config::{Driver, EngineError, FlowConfig, Mode, TurnHook};
 pub use engines::Engines;
 pub use stats::{EngineStats, Way};
@@ -41,6 +46,17 @@ pub use stats::{EngineStats, Way};
 pub enum Leg {
     /// A connected TCP socket whose bytes pass untouched.
     Raw(OwnedFd),
+    /// TLS that ends here.
+    Tls(OwnedFd, Session),
+    /// WebSocket over TLS that ends here.
+    WebSocket(OwnedFd, Session, Box<WebSocket>),
+}
+
+impl AsFd for Leg {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        let (Self::Raw(fd) | Self::Tls(fd, _) | Self::WebSocket(fd, ..)) = self;
+        fd.as_fd()
+    }
 }
 
 /// What the front hands over: both legs, the bytes already read from each, the limits, and who to tell at the end.

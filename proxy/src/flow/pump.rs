@@ -45,10 +45,11 @@ impl Core {
 
     /// One turn over the listed flows; those with more to do are listed again.
     pub(super) fn pump(&mut self) {
-        if self.op_splice {
-            return;
-        }
-        let turn = std::mem::take(&mut self.ready);
+        let turn = match self.op_splice {
+            false => std::mem::take(&mut self.ready),
+            // The driver moves the raw flows.
+            true => self.take_layered(),
+        };
         for &key in &turn {
             self.step(key, Self::fill);
         }
@@ -90,6 +91,9 @@ impl Core {
     /// Phase 1 of one direction.
     fn fill(&mut self, key: u32, dir: Side) -> Result<(), CloseReason> {
         let Some(flow) = self.flows.get_mut(key) else { return Ok(()) };
+        if flow.layers.is_some() {
+            return self.transform(key, dir);
+        }
         if !flow.dirs[dir].pending.is_empty() {
             self.send_pending(key, dir)?;
         }
@@ -114,6 +118,9 @@ impl Core {
 
     /// Phase 2 of one direction.
     fn drain(&mut self, key: u32, dir: Side) -> Result<(), CloseReason> {
+        if self.flows.get(key).is_some_and(|flow| flow.layers.is_some()) {
+            return self.finish_layered(key, dir);
+        }
         self.splice_out(key, dir)?;
         let Some(flow) = self.flows.get_mut(key) else { return Ok(()) };
         let ended = flow.dirs[dir].eof && !flow.dirs[dir].done && flow.dirs[dir].empty();

@@ -402,7 +402,8 @@ impl RingDriver {
         for (side, fd) in fds.into_iter().enumerate() {
             self.poll(core, key, side, fd, EVENTS);
         }
-        if !core.op_splice {
+        let layered = core.flows.get(key).is_some_and(|flow| flow.layers.is_some());
+        if !core.op_splice && !layered {
             if self.engaged.is_empty() {
                 self.review_at = core.now + REVIEW;
             }
@@ -485,7 +486,8 @@ impl RingDriver {
 impl Driver for RingDriver {
     fn start(&mut self, core: &mut Core, key: u32) {
         core.op_splice = core.mode == Mode::Splice;
-        if core.op_splice { self.go_ready(core, key) } else { self.go_ring(core, key) }
+        let layered = core.flows.get(key).is_some_and(|flow| flow.layers.is_some());
+        if core.op_splice || layered { self.go_ready(core, key) } else { self.go_ring(core, key) }
     }
 
     fn close(&mut self, core: &mut Core, key: u32, reason: CloseReason) {

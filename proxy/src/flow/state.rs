@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::config::Mode;
 use super::direction::Pacer;
+use super::layered::Layers;
 use super::pipes::Pipe;
 use super::stats::{EngineStats, Way, add};
-use super::{Flow, FlowCounters, FlowEnd, Leg};
+use super::{Flow, FlowCounters, FlowEnd};
 use crate::session::CloseReason;
 
 /// No deadline.
@@ -145,6 +146,8 @@ pub(super) struct FlowState {
     half_closed_ms: u64,
     /// Its entry in the timers.
     pub(super) due_ms: u64,
+    /// TLS and WebSocket of its legs; `None`: both are raw.
+    pub(super) layers: Option<Box<Layers>>,
     counters: Arc<FlowCounters>,
     on_close: Box<dyn FnOnce(FlowEnd) + Send>,
 }
@@ -153,7 +156,7 @@ impl FlowState {
     /// Takes a flow over at `now_ms` of the clock that began at `epoch`.
     pub(super) fn new(flow: Flow, mode: Mode, epoch: Instant, now_ms: u64) -> Self {
         let Flow { id, client, backend, to_backend, to_client, limits, counters, on_close } = flow;
-        let (Leg::Raw(client), Leg::Raw(backend)) = (client, backend);
+        let (client, backend, layers) = Layers::take(client, backend, now_ms);
         let sock = |fd| Sock { fd, readable: true, writable: true, hup: false };
         counters.last_ms.store(now_ms, Relaxed);
         Self {
@@ -171,6 +174,7 @@ impl FlowState {
             ends_ms: limits.ends_at.map_or(NEVER, |at| millis(at.saturating_duration_since(epoch))),
             half_closed_ms: NEVER,
             due_ms: NEVER,
+            layers,
             counters,
             on_close,
         }
@@ -211,16 +215,18 @@ impl FlowState {
             (self.ends_ms, CloseReason::SessionDeadline),
             (half, CloseReason::HalfCloseDeadline),
             (idle, CloseReason::IdleTimeout),
+            // Not an end: `Core::expire` sends the ping and asks again.
+            (self.layers.as_ref().map_or(NEVER, |layers| layers.ping_at), CloseReason::Internal),
         ];
         all.into_iter().min_by_key(|(at, _)| *at).unwrap_or((NEVER, CloseReason::Internal))
     }
 
-    /// Closes both sockets, then tells whoever waits for it.
-    pub(super) fn close(self) -> (Box<dyn FnOnce(FlowEnd) + Send>, FlowEnd) {
+    /// Takes it apart: whom to tell what, and the sockets.
+    pub(super) fn close(self) -> (Box<dyn FnOnce(FlowEnd) + Send>, FlowEnd, [OwnedFd; 2]) {
         let rtt_us = [0, 1].map(|side| super::socket::rtt_us(&self.socks[side].fd));
         let reason = self.reason.unwrap_or(CloseReason::Internal);
         let (up, down) = (self.counters.up.load(Relaxed), self.counters.down.load(Relaxed));
-        (self.on_close, FlowEnd { reason, up, down, rtt_us })
+        (self.on_close, FlowEnd { reason, up, down, rtt_us }, self.socks.map(|sock| sock.fd))
     }
 }
 

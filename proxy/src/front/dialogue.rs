@@ -10,6 +10,7 @@ use super::refused::Who;
 use super::{FAREWELL, Refused};
 use crate::admission::{Admission, Denied, Entry};
 use crate::backend::{BackendError, Dial, EsxiMks};
+use crate::flow::Leg;
 use crate::gate::{Caller, Gate};
 use crate::metrics::Stage;
 use crate::protocol::authd::{Action, Refusal, Server};
@@ -167,8 +168,8 @@ impl Dialogue<'_> {
             entry,
             permit,
             admission,
-            client,
-            backend,
+            client: Leg::Raw(client),
+            backend: Leg::Raw(backend),
             to_backend,
             to_client,
         };

@@ -5,13 +5,17 @@ use std::sync::Arc;
 use rustls::server::UnbufferedServerConnection;
 use tokio::time::timeout;
 
-use super::{FAREWELL, Refused, authd, dialogue};
+use super::{FAREWELL, Refused, authd, console, dialogue, page};
 use crate::admission::Entry;
 use crate::gate::{Caller, Gate};
 use crate::metrics::Door;
+use crate::protocol::console_url::ConsoleUrl;
 use crate::protocol::http::{self, Head, HeadError, Status};
 use crate::tls::TlsStream;
 use crate::wire::{Runtime, Wire};
+
+/// Requests of one connection: a browser fetches the page's files over a few connections, one after the other.
+const PAGE_REQUESTS: usize = 64;
 
 type Tls = TlsStream<UnbufferedServerConnection>;
 
@@ -27,40 +31,69 @@ pub(super) async fn serve(
     let not_tls = Status::BadRequest.response("This port speaks TLS: use https.");
     let mut tls = authd::shake_hands(gate, &caller, wire, early, not_tls).await?;
     let within = gate.config.load().deadlines.handshake;
-    let head = match timeout(within, read_head(&mut tls)).await {
-        Ok(Ok(head)) => head,
-        Ok(Err((Some(status), refused))) => return Err(answer(tls, status, refused).await),
-        Ok(Err((None, refused))) => return Err(refused),
-        Err(_) => {
-            let refused = Refused::new("deadline_request", "no whole request in time");
-            return Err(answer(tls, Status::Timeout, refused).await);
-        }
-    };
-    match route(&head) {
-        Ok(Route::Mks) => {
-            let switched = tls.write_all(http::SWITCH_TO_MKS).await;
-            switched.map_err(|e| Refused::new("client_closed", e))?;
-            dialogue::run(gate, Caller { door: Door::Mks, ..caller }, tls, entry, runtime).await
-        }
-        Err(status) => {
-            let refused = Refused::new("bad_request", status.as_str());
-            Err(answer(tls, status, refused).await)
+    for left in (0..PAGE_REQUESTS).rev() {
+        let head = match timeout(within, read_head(&mut tls)).await {
+            Ok(Ok(head)) => head,
+            Ok(Err((Some(status), refused))) => return Err(answer(tls, status, refused).await),
+            Ok(Err((None, _))) if left + 1 < PAGE_REQUESTS => return Ok(()),
+            Ok(Err((None, refused))) => return Err(refused),
+            Err(_) if left + 1 < PAGE_REQUESTS => return Ok(()),
+            Err(_) => {
+                let refused = Refused::new("deadline_request", "no whole request in time");
+                return Err(answer(tls, Status::Timeout, refused).await);
+            }
+        };
+        let refused = |status: Status| Refused::new("bad_request", status.as_str());
+        match route(&head) {
+            Ok(Route::Mks) => {
+                let switched = tls.write_all(http::SWITCH_TO_MKS).await;
+                switched.map_err(|e| Refused::new("client_closed", e))?;
+                return dialogue::run(gate, Caller { door: Door::Mks, ..caller }, tls, entry, runtime).await;
+            }
+            Ok(Route::Console(url)) => {
+                let caller = Caller { door: Door::Web, ..caller };
+                return match console::check(gate, &head) {
+                    Ok(upgrade) => console::run(gate, caller, tls, entry, runtime, url, upgrade).await,
+                    Err((status, text)) => Err(answer_with(tls, status, &text, refused(status)).await),
+                };
+            }
+            Ok(Route::Page) if left == 0 || head.closes() => {
+                let _ = timeout(within, tls.farewell(&page::respond(&head, true))).await;
+                return Ok(());
+            }
+            Ok(Route::Page) => {
+                let response = page::respond(&head, false);
+                let answered = timeout(within, tls.write_all(&response)).await;
+                if !matches!(answered, Ok(Ok(()))) {
+                    return Ok(());
+                }
+            }
+            Err(status) => return Err(answer(tls, status, refused(status)).await),
         }
     }
+    Ok(())
 }
 
 /// The doors behind TLS 443.
 enum Route {
     /// `GET /mks`, `Upgrade: mks`.
     Mks,
+    /// `GET /ticket/{ticket}` or `GET /{port};{ticket}`: a WebSocket.
+    Console(ConsoleUrl),
+    /// `GET /console/…`.
+    Page,
 }
 
 fn route(head: &Head) -> Result<Route, Status> {
+    if let Some(url) = ConsoleUrl::parse(&head.target) {
+        return url.map(Route::Console).map_err(|_| Status::BadRequest);
+    }
     let path = head.target.split('?').next().unwrap_or_default();
     match path {
         "/mks" if head.method != "GET" => Err(Status::MethodNotAllowed),
         "/mks" if !head.upgrades_to("mks") => Err(Status::UpgradeRequired),
         "/mks" => Ok(Route::Mks),
+        path if page::is_page(path) => Ok(Route::Page),
         _ => Err(Status::NotFound),
     }
 }
@@ -91,8 +124,12 @@ async fn read_head(tls: &mut Tls) -> Result<Head, (Option<Status>, Refused)> {
     }
 }
 
-async fn answer(mut tls: Tls, status: Status, refused: Refused) -> Refused {
-    let response = status.response(status.text());
+async fn answer_with(mut tls: Tls, status: Status, text: &str, refused: Refused) -> Refused {
+    let response = status.response(text);
     let _ = timeout(FAREWELL, tls.farewell(response.as_bytes())).await;
     refused
+}
+
+async fn answer(tls: Tls, status: Status, refused: Refused) -> Refused {
+    answer_with(tls, status, status.text(), refused).await
 }

@@ -3,12 +3,15 @@
 
 mod accept;
 mod authd;
+mod console;
 mod dialogue;
 mod https;
 mod inherited;
 mod listen;
+mod page;
 mod proxy_header;
 mod refused;
+mod websocket;
 
 use std::io;
 use std::sync::Arc;

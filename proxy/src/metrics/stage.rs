@@ -137,6 +137,10 @@ pub enum Door {
     Authd,
     /// TLS 443, `GET /mks`.
     Mks,
+    /// TLS 443, `GET /ticket/{ticket}` and `GET /{port};{ticket}`: a WebSocket.
+    Web,
+    /// TLS 443, `GET /console/`: the page.
+    Page,
 }
 
 impl Door {
@@ -149,16 +153,18 @@ impl Door {
     }
 
     /// How many there are.
-    pub const COUNT: usize = 2;
+    pub const COUNT: usize = 4;
 
     /// Every door.
-    pub const ALL: [Door; Self::COUNT] = [Self::Authd, Self::Mks];
+    pub const ALL: [Door; Self::COUNT] = [Self::Authd, Self::Mks, Self::Web, Self::Page];
 
     /// The label value, and the name in audit records and on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Authd => "authd",
             Self::Mks => "mks",
+            Self::Web => "web",
+            Self::Page => "page",
         }
     }
 }

@@ -73,6 +73,18 @@ impl Head {
         }
     }
 
+    /// Every value of a field that may be repeated.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.headers.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether the client wants the connection closed behind the response.
+    pub fn closes(&self) -> bool {
+        self.values("connection")
+            .flat_map(|v| v.split(','))
+            .any(|token| token.trim().eq_ignore_ascii_case("close"))
+    }
+
     /// Whether it asks to upgrade to this protocol (RFC 9110, 7.8).
     pub fn upgrades_to(&self, protocol: &str) -> bool {
         let lists = |name: &str, word: &str| {
@@ -90,6 +102,8 @@ impl Head {
 pub enum Status {
     /// 400.
     BadRequest,
+    /// 403.
+    Forbidden,
     /// 404.
     NotFound,
     /// 405.
@@ -98,6 +112,8 @@ pub enum Status {
     Timeout,
     /// 426.
     UpgradeRequired,
+    /// 426, where a WebSocket is.
+    WebSocketRequired,
     /// 431.
     HeadTooLarge,
 }
@@ -107,10 +123,11 @@ impl Status {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BadRequest => "400 Bad Request",
+            Self::Forbidden => "403 Forbidden",
             Self::NotFound => "404 Not Found",
             Self::MethodNotAllowed => "405 Method Not Allowed",
             Self::Timeout => "408 Request Timeout",
-            Self::UpgradeRequired => "426 Upgrade Required",
+            Self::UpgradeRequired | Self::WebSocketRequired => "426 Upgrade Required",
             Self::HeadTooLarge => "431 Request Header Fields Too Large",
         }
     }
@@ -119,9 +136,11 @@ impl Status {
     pub fn text(self) -> &'static str {
         match self {
             Self::BadRequest => "This is not a request that is understood here.",
+            Self::Forbidden => "Pages of that origin may not open consoles here.",
             Self::NotFound => "There is nothing here.",
             Self::MethodNotAllowed => "Only GET is taken here.",
             Self::Timeout => "The request took too long.",
+            Self::WebSocketRequired => "A WebSocket is opened here.",
             Self::UpgradeRequired => "Ask for an upgrade to mks.",
             Self::HeadTooLarge => "The request's head is too large.",
         }
@@ -131,6 +150,9 @@ impl Status {
     pub fn response(self, text: &str) -> String {
         let extra = match self {
             Self::UpgradeRequired => "Upgrade: mks\r\nConnection: upgrade, close\r\n",
+            Self::WebSocketRequired => {
+                "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nConnection: upgrade, close\r\n"
+            }
             Self::MethodNotAllowed => "Allow: GET\r\nConnection: close\r\n",
             _ => "Connection: close\r\n",
         };

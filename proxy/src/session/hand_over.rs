@@ -1,7 +1,7 @@
 //! From two connected sockets to a session: registered, recorded, handed to the flow engine, and accounted for at its end.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,10 +22,10 @@ pub struct HandOver {
     pub permit: Permit,
     /// The slots of tenant and user.
     pub admission: Admission,
-    /// The client's socket.
-    pub client: OwnedFd,
-    /// The hypervisor's socket.
-    pub backend: OwnedFd,
+    /// The client's side.
+    pub client: Leg,
+    /// The hypervisor's side.
+    pub backend: Leg,
     /// Bytes of the client's that were received already.
     pub to_backend: Vec<u8>,
     /// Bytes of the hypervisor's that were received already.
@@ -76,8 +76,8 @@ pub fn hand_over(gate: &Arc<Gate>, over: HandOver) -> io::Result<()> {
     tracing::info!(session = session.id, tenant = &*session.tenant, user = &*session.user, vm = &*session.vm, jti = &*session.jti, source = %session.source, backend = %session.backend, "console opened");
     let flow = Flow {
         id: session.id,
-        client: Leg::Raw(client),
-        backend: Leg::Raw(backend),
+        client,
+        backend,
         to_backend,
         to_client,
         limits,

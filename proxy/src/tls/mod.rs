@@ -3,6 +3,7 @@
 pub mod certificate;
 pub mod pin;
 mod policy;
+pub mod session;
 pub mod stream;
 pub mod thumbprint;
 
@@ -13,6 +14,7 @@ use rustls::ServerConfig;
 pub use certificate::{CertificateError, Presented};
 pub use pin::Pinned;
 pub use policy::Policy;
+pub use session::Session;
 pub use stream::{TlsError, TlsStream};
 pub use thumbprint::{Thumbprint, ThumbprintError};
 

@@ -1,0 +1,91 @@
+//! A console of any kind as a leg of a flow, for doors that speak WebSocket to their clients.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::rand;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rustls::client::UnbufferedClientConnection;
+use rustls::crypto::CryptoProvider;
+
+use super::{BackendError, Dial, EsxiMks, Step, esxi_webmks, vnc};
+use crate::flow::Leg;
+use crate::metrics::{Metrics, Stage};
+use crate::ticket::{Target, TargetKind};
+use crate::tls::{Session, TlsStream};
+
+/// A console that was opened.
+pub struct Console {
+    /// The way to it.
+    pub leg: Leg,
+    /// Bytes of it that were received already.
+    pub to_client: Vec<u8>,
+    /// It begins with ServerInit: the viewer's part of RFB's handshake is still to be played with the viewer.
+    pub wants_handshake: bool,
+}
+
+/// What opening one needs beside the target.
+#[derive(Clone)]
+pub struct Opening<'a> {
+    /// How it is connected to.
+    pub dial: Dial<'a>,
+    /// Longest time of each step after that.
+    pub within: Duration,
+    /// TLS as it is spoken to hypervisors.
+    pub provider: Arc<CryptoProvider>,
+    /// Where the steps are timed.
+    pub metrics: &'a Metrics,
+}
+
+/// Opens the console a ticket names; `vm` is the ticket's, for targets that have no name of their own for it.
+pub async fn open(target: &Target, vm: &str, how: Opening<'_>) -> Result<Console, BackendError> {
+    let began = Instant::now();
+    let console = match target.kind {
+        TargetKind::EsxiMks => esxi_mks(target, vm, &how).await,
+        TargetKind::EsxiWebmks => esxi_webmks::open(target, &how).await,
+        TargetKind::Vnc => vnc::open(target, &how).await,
+        TargetKind::EsxTwoPass => Err(BackendError::Unsupported("esx-two-pass")),
+        TargetKind::Vcenter => Err(BackendError::Unsupported("vcenter")),
+    }?;
+    how.metrics.record(Stage::BackendHandshake, began.elapsed());
+    Ok(console)
+}
+
+/// TLS no. 2 ends here: the browser knows nothing of it.
+async fn esxi_mks(target: &Target, vm: &str, how: &Opening<'_>) -> Result<Console, BackendError> {
+    let began = Instant::now();
+    let wire = EsxiMks::connect(target, how.dial).await?;
+    how.metrics.record(Stage::BackendConnect, began.elapsed());
+    let mut host = EsxiMks::login(wire, target, how.provider.clone(), how.within).await?;
+    let nonce = nonce()?;
+    let announced = host.thumbprint(&nonce, false).await?;
+    let cfg_file = target.cfg_file.as_deref().unwrap_or(vm);
+    let tls = host.console_inside(cfg_file, &announced, &nonce, how.provider.clone()).await?;
+    let (leg, to_client) = tls_leg(tls)?;
+    Ok(Console { leg, to_client, wants_handshake: true })
+}
+
+/// Base64 of 12 random bytes: 16 characters.
+fn nonce() -> Result<String, BackendError> {
+    let mut bytes = [0; 12];
+    let random = rand::fill(&mut bytes);
+    random.map_err(|_| BackendError::Internal(std::io::Error::other("no random bytes")))?;
+    Ok(STANDARD.encode(bytes))
+}
+
+/// A stream's leg, and what of its content was received already.
+pub(super) fn tls_leg(stream: TlsStream<UnbufferedClientConnection>) -> Result<(Leg, Vec<u8>), BackendError> {
+    let (wire, connection, received, plain) = stream.into_parts();
+    let socket = wire.into_fd().map_err(BackendError::Internal)?;
+    Ok((Leg::Tls(socket, Session::client(connection, received)), plain))
+}
+
+/// A deadline for one step with the host.
+pub(super) async fn within<T>(
+    how: &Opening<'_>,
+    step: Step,
+    work: impl Future<Output = Result<T, BackendError>>,
+) -> Result<T, BackendError> {
+    super::esxi_mks::deadline(how.within, step, work).await
+}

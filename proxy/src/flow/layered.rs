@@ -1,0 +1,473 @@
+//! Flows with TLS or WebSocket on a leg: received into the thread's own scratch, decoded and encoded there, sent from
+//! there. A silent flow owns no buffer; a slow receiver stops the reads of the other leg, after at most one turn's bytes
+//! were kept for it.
+//!
+//! ```text
+//!   recv ─► wire ─► source's codec ─► plain ─► destination's codec ─► out ─► send, what does not fit: pending
+//! ```
+
+use std::os::fd::OwnedFd;
+
+use super::Leg;
+use super::codec::{Broken, Codec, Plain, ROOM, WebSocket};
+use super::core::Core;
+use super::socket::{self, Moved};
+use super::state::{BACKEND, CLIENT, FlowState, NEVER, Side, millis, reset};
+use super::stats::Way;
+use crate::protocol::websocket::CloseCode;
+use crate::session::CloseReason;
+use crate::tls::session::MAX_PARTIAL;
+
+/// Bytes of one read: with a frame's header in front they fill four TLS records.
+const READ: usize = 4 * 16_384 - ROOM;
+/// Reads of one direction in one turn before the others have theirs.
+const READS_PER_TURN: usize = 4;
+/// How long a closed flow's sockets wait for their peers to read the last words, milliseconds.
+const LINGER_MS: u64 = 2000;
+/// How often they are looked at.
+const LINGER_STEP_MS: u64 = 50;
+/// Most sockets that wait so, per thread.
+const MAX_LINGERING: usize = 1024;
+
+/// The layers of both legs.
+pub(super) struct Layers {
+    codecs: [Option<Codec>; 2],
+    /// Frames of this direction's source pass as they are.
+    whole: [bool; 2],
+    /// Bytes of the console in the direction's `pending`, not yet counted as delivered.
+    owed: [u64; 2],
+    /// What the front received of this direction's source was not looked at yet.
+    fresh: [bool; 2],
+    /// When the next ping is due; `NEVER`: no leg wants any.
+    pub(super) ping_at: u64,
+    ping_every: u64,
+}
+
+impl Layers {
+    /// Takes legs apart; `None` where both are raw.
+    pub(super) fn take(client: Leg, backend: Leg, now_ms: u64) -> (OwnedFd, OwnedFd, Option<Box<Self>>) {
+        let ((client, of_client), (backend, of_backend)) = (codec(client), codec(backend));
+        if of_client.is_none() && of_backend.is_none() {
+            return (client, backend, None);
+        }
+        let mut codecs = [of_client, of_backend];
+        let alike = match (web(&codecs[0]), web(&codecs[1])) {
+            (Some(a), Some(b)) => a.is_text() == b.is_text(),
+            _ => false,
+        };
+        let every = codecs.iter().filter_map(|codec| web(codec)?.ping).map(millis).min().unwrap_or(NEVER);
+        let whole = [CLIENT, BACKEND].map(|side| {
+            let ws = codecs[side].as_mut().and_then(|codec| codec.ws.as_mut());
+            alike && ws.is_some_and(|ws| ws.decoder.pass_whole())
+        });
+        let layers = Self {
+            codecs,
+            whole,
+            owed: [0; 2],
+            fresh: [true; 2],
+            ping_at: now_ms.saturating_add(every),
+            ping_every: every,
+        };
+        (client, backend, Some(Box::new(layers)))
+    }
+
+    /// Notes that pings are due; false before their time.
+    pub(super) fn ping(&mut self, now_ms: u64) -> bool {
+        if now_ms < self.ping_at {
+            return false;
+        }
+        self.ping_at = now_ms.saturating_add(self.ping_every);
+        for ws in self.codecs.iter_mut().flatten().filter_map(|codec| codec.ws.as_mut()) {
+            ws.ping_due = ws.ping.is_some();
+        }
+        true
+    }
+
+    /// Whether a frame of ours may go to `side` now: none of the other side's is half through.
+    fn between(&self, side: Side) -> bool {
+        let other = web(&self.codecs[1 - side]);
+        !self.whole[1 - side] || other.is_none_or(|ws| ws.decoder.between_frames())
+    }
+
+    /// WebSocket knows no half-closed connection: the first end is the end.
+    fn ends_whole(&self) -> bool {
+        self.codecs.iter().flatten().any(|codec| codec.ws.is_some())
+    }
+}
+
+fn web(codec: &Option<Codec>) -> Option<&WebSocket> {
+    codec.as_ref()?.ws.as_ref()
+}
+
+fn codec(leg: Leg) -> (OwnedFd, Option<Codec>) {
+    match leg {
+        Leg::Raw(fd) => (fd, None),
+        Leg::Tls(fd, session) => (fd, Some(Codec::new(Some(session), None))),
+        Leg::WebSocket(fd, session, ws) => (fd, Some(Codec::new(Some(session), Some(*ws)))),
+    }
+}
+
+/// The thread's scratch.
+pub(super) struct Bench {
+    wire: Box<[u8]>,
+    plain: Plain,
+    out: Vec<u8>,
+    /// What the source's codec answers its peer.
+    answer: Vec<u8>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            wire: vec![0; MAX_PARTIAL + READ].into_boxed_slice(),
+            plain: Plain::new(),
+            out: Vec::new(),
+            answer: Vec::new(),
+        }
+    }
+}
+
+/// What one read came to.
+enum Turn {
+    /// There may be more.
+    More,
+    /// Nothing more now.
+    Enough,
+}
+
+impl Core {
+    /// Takes the flows with layers out of the list, where the driver moves the others itself.
+    pub(super) fn take_layered(&mut self) -> Vec<u32> {
+        let (layered, raw) = std::mem::take(&mut self.ready)
+            .into_iter()
+            .partition(|key| self.flows.get(*key).is_some_and(|flow| flow.layers.is_some()));
+        self.ready = raw;
+        layered
+    }
+
+    /// Moves what there is in one direction.
+    pub(super) fn transform(&mut self, key: u32, dir: Side) -> Result<(), CloseReason> {
+        let mut bench = self.bench.take().unwrap_or_else(|| Box::new(Bench::new()));
+        let result = self.transform_with(key, dir, &mut bench);
+        self.bench = Some(bench);
+        result
+    }
+
+    fn transform_with(&mut self, key: u32, dir: Side, bench: &mut Bench) -> Result<(), CloseReason> {
+        self.begin(key, dir, bench)?;
+        for _ in 0..READS_PER_TURN {
+            self.send_owed(key, dir)?;
+            self.send_control(key, dir, bench)?;
+            match self.read_once(key, dir, bench)? {
+                Turn::More => {}
+                Turn::Enough => break,
+            }
+        }
+        // Pongs to the source's peer, by way of the other direction.
+        self.send_control(key, 1 - dir, bench)
+    }
+
+    /// The bytes that the front handed over are the console's: they are encoded like all others.
+    fn begin(&mut self, key: u32, dir: Side, bench: &mut Bench) -> Result<(), CloseReason> {
+        let Some(flow) = self.flows.get_mut(key) else { return Ok(()) };
+        if !flow.dirs[dir].handed_over {
+            return Ok(());
+        }
+        let first = std::mem::take(&mut flow.dirs[dir].pending);
+        flow.dirs[dir].handed_over = false;
+        bench.plain.clear();
+        bench.plain.bytes.extend_from_slice(&first);
+        self.deliver(key, dir, bench)
+    }
+
+    fn read_once(&mut self, key: u32, dir: Side, bench: &mut Bench) -> Result<Turn, CloseReason> {
+        let Some((flow, layers)) = self.parts(key) else { return Ok(Turn::Enough) };
+        let fresh = std::mem::take(&mut layers.fresh[dir]);
+        if flow.eof[dir] || !flow.pending_is_empty[dir] || !(flow.readable[dir] || fresh) {
+            layers.fresh[dir] = fresh && !flow.eof[dir];
+            return Ok(Turn::Enough);
+        }
+        bench.plain.clear();
+        bench.answer.clear();
+        let received = self.receive(key, dir, bench, fresh)?;
+        let Some(flow) = self.flows.get_mut(key) else { return Ok(Turn::Enough) };
+        let Some(layers) = flow.layers.as_mut() else { return Ok(Turn::Enough) };
+        let mut ended = false;
+        if let Some(codec) = &mut layers.codecs[dir] {
+            let (from, to) = received.wire;
+            let decoded = codec.decode(&mut bench.wire[from..to], &mut bench.plain, &mut bench.answer);
+            flow.dirs[1 - dir].keep(&bench.answer);
+            ended = decoded.map_err(|Broken| broken(dir))?;
+        }
+        self.deliver(key, dir, bench)?;
+        let Some(flow) = self.flows.get_mut(key) else { return Ok(Turn::Enough) };
+        if ended || received.end {
+            flow.ended(dir);
+            return Ok(Turn::Enough);
+        }
+        Ok(if received.more { Turn::More } else { Turn::Enough })
+    }
+
+    /// One read, into the scratch of TLS or, from a raw leg, to where the console's bytes stand.
+    fn receive(
+        &mut self,
+        key: u32,
+        dir: Side,
+        bench: &mut Bench,
+        fresh: bool,
+    ) -> Result<Received, CloseReason> {
+        let mut received = Received { wire: (0, 0), end: false, more: false };
+        let Some(flow) = self.flows.get_mut(key) else { return Ok(received) };
+        let codec = flow.layers.as_ref().and_then(|layers| layers.codecs[dir].as_ref());
+        let carried = codec.map(|codec| codec.begin(&mut bench.wire));
+        let into = match carried {
+            Some(carried) => &mut bench.wire[carried..carried + READ],
+            None => {
+                bench.plain.bytes.resize(ROOM + READ, 0);
+                &mut bench.plain.bytes[ROOM..]
+            }
+        };
+        let sock = &mut flow.socks[dir];
+        let mut n = 0;
+        match socket::recv(&sock.fd, into) {
+            Moved::Bytes(bytes) => {
+                n = bytes;
+                // A short read emptied the queue: what comes next, FIN included, makes a new edge.
+                sock.readable = n == READ || sock.hup;
+                received.more = sock.readable;
+            }
+            Moved::Blocked => sock.readable = false,
+            Moved::End => received.end = true,
+            Moved::Failed(_) => return Err(reset(dir)),
+        }
+        match carried {
+            Some(carried) => received.wire = (0, carried + n),
+            None => bench.plain.bytes.truncate(ROOM + n),
+        }
+        debug_assert!(fresh || n > 0 || !received.more);
+        Ok(received)
+    }
+
+    /// Encodes what stands in `plain` for the destination and sends it; what does not fit waits in `pending`.
+    fn deliver(&mut self, key: u32, dir: Side, bench: &mut Bench) -> Result<(), CloseReason> {
+        let Some(flow) = self.flows.get_mut(key) else { return Ok(()) };
+        let Some(layers) = flow.layers.as_mut() else { return Ok(()) };
+        let n = bench.plain.data().len() as u64;
+        if n == 0 {
+            return Ok(());
+        }
+        bench.out.clear();
+        let as_it_stands = match &mut layers.codecs[1 - dir] {
+            Some(codec) => codec
+                .encode(&mut bench.plain, layers.whole[dir], &mut bench.out)
+                .map_err(|Broken| broken(1 - dir))?,
+            None => true,
+        };
+        layers.owed[dir] += n;
+        let bytes = if as_it_stands { bench.plain.data() } else { &bench.out };
+        send_or_keep(flow, dir, bytes)?;
+        self.credit(key, dir);
+        Ok(())
+    }
+
+    /// Sends what waits for the destination.
+    fn send_owed(&mut self, key: u32, dir: Side) -> Result<(), CloseReason> {
+        let Some(flow) = self.flows.get_mut(key) else { return Ok(()) };
+        while flow.socks[1 - dir].writable && !flow.dirs[dir].pending.is_empty() {
+            match socket::send(&flow.socks[1 - dir].fd, flow.dirs[dir].rest()) {
+                Moved::Bytes(n) => flow.dirs[dir].advance(n),
+                Moved::Blocked | Moved::End => flow.socks[1 - dir].writable = false,
+                Moved::Failed(_) => return Err(reset(1 - dir)),
+            }
+        }
+        self.credit(key, dir);
+        Ok(())
+    }
+
+    /// Pings and pongs to the destination of `dir`, once nothing else waits for it.
+    fn send_control(&mut self, key: u32, dir: Side, bench: &mut Bench) -> Result<(), CloseReason> {
+        self.send_owed(key, dir)?;
+        let Some(flow) = self.flows.get_mut(key) else { return Ok(()) };
+        let Some(layers) = flow.layers.as_mut() else { return Ok(()) };
+        if !flow.dirs[dir].pending.is_empty() {
+            return Ok(());
+        }
+        let between = layers.between(1 - dir);
+        let Some(codec) = &mut layers.codecs[1 - dir] else { return Ok(()) };
+        bench.out.clear();
+        codec.control(between, &mut bench.out).map_err(|Broken| broken(1 - dir))?;
+        send_or_keep(flow, dir, &bench.out)
+    }
+
+    /// Counts the console's bytes of `dir` as delivered once the last of what they became was sent.
+    fn credit(&mut self, key: u32, dir: Side) {
+        let Some(flow) = self.flows.get_mut(key) else { return };
+        if !flow.dirs[dir].pending.is_empty() {
+            return;
+        }
+        let owed = flow.layers.as_mut().map_or(0, |layers| std::mem::take(&mut layers.owed[dir]));
+        if owed > 0 {
+            flow.delivered(dir, owed as usize, Way::Copied, &self.stats, self.now_ms);
+        }
+    }
+
+    /// Ends the direction, and the flow where a WebSocket is in it, once everything was delivered.
+    pub(super) fn finish_layered(&mut self, key: u32, dir: Side) -> Result<(), CloseReason> {
+        let Some(flow) = self.flows.get_mut(key) else { return Ok(()) };
+        if !flow.dirs[dir].eof || flow.dirs[dir].done || !flow.dirs[dir].pending.is_empty() {
+            return Ok(());
+        }
+        let Some(layers) = flow.layers.as_mut() else { return Ok(()) };
+        if layers.ends_whole() {
+            return Err(if dir == CLIENT { CloseReason::ClientClosed } else { CloseReason::BackendClosed });
+        }
+        let mut last = Vec::new();
+        if let Some(codec) = &mut layers.codecs[1 - dir] {
+            codec.half_close(&mut last);
+        }
+        send_or_keep(flow, dir, &last)?;
+        if flow.dirs[dir].pending.is_empty() { self.half_close(key, dir) } else { Ok(()) }
+    }
+
+    /// Says the last words on the legs that have any, as far as they fit; false where both are raw.
+    pub(super) fn farewell(&mut self, flow: &mut FlowState) -> bool {
+        let Some(mut layers) = flow.layers.take() else { return false };
+        let (code, words) = last_words(flow.reason.unwrap_or(CloseReason::Internal));
+        for side in [CLIENT, BACKEND] {
+            let between = layers.between(side);
+            if let Some(codec) = &mut layers.codecs[side] {
+                let mut last = Vec::new();
+                codec.farewell(between, code, words, &mut last);
+                let _ = send_or_keep(flow, 1 - side, &last);
+            }
+            let rest = flow.dirs[1 - side].rest();
+            if !rest.is_empty() {
+                let _ = socket::send(&flow.socks[side].fd, rest);
+            }
+            socket::shutdown_write(&flow.socks[side].fd);
+        }
+        true
+    }
+
+    /// Keeps the sockets of a closed flow until their peers have closed too: closed with bytes unread they would be reset,
+    /// and the last words with them.
+    pub(super) fn linger(&mut self, socks: [OwnedFd; 2]) {
+        self.lingering.push(socks, self.now_ms);
+    }
+
+    fn parts(&mut self, key: u32) -> Option<(Glance, &mut Layers)> {
+        let flow = self.flows.get_mut(key)?;
+        let glance = Glance {
+            eof: [flow.dirs[0].eof, flow.dirs[1].eof],
+            pending_is_empty: [flow.dirs[0].pending.is_empty(), flow.dirs[1].pending.is_empty()],
+            readable: [flow.socks[0].readable, flow.socks[1].readable],
+        };
+        flow.layers.as_mut().map(|layers| (glance, &mut **layers))
+    }
+}
+
+/// What of a flow decides about a read.
+struct Glance {
+    eof: [bool; 2],
+    pending_is_empty: [bool; 2],
+    readable: [bool; 2],
+}
+
+struct Received {
+    /// What lies in `wire`, carried bytes and new ones.
+    wire: (usize, usize),
+    end: bool,
+    more: bool,
+}
+
+fn broken(side: Side) -> CloseReason {
+    // Who breaks the rules is at fault: a reason each.
+    if side == CLIENT { CloseReason::ProtocolError } else { CloseReason::BackendReset }
+}
+
+/// Sends behind what waits already; keeps what does not fit.
+fn send_or_keep(flow: &mut FlowState, dir: Side, bytes: &[u8]) -> Result<(), CloseReason> {
+    let mut sent = 0;
+    if flow.dirs[dir].pending.is_empty() && !bytes.is_empty() {
+        sent = match socket::send(&flow.socks[1 - dir].fd, bytes) {
+            Moved::Bytes(n) => n,
+            Moved::Blocked | Moved::End => 0,
+            Moved::Failed(_) => return Err(reset(1 - dir)),
+        };
+    }
+    if sent < bytes.len() {
+        flow.socks[1 - dir].writable = false;
+        flow.dirs[dir].keep(&bytes[sent..]);
+    }
+    Ok(())
+}
+
+/// What a person is told, and the code that tells a program whether to come again (1001, 1011 and 1014: yes).
+fn last_words(reason: CloseReason) -> (CloseCode, &'static str) {
+    match reason {
+        CloseReason::ClientClosed => (CloseCode::NORMAL, "The console was closed."),
+        CloseReason::BackendClosed => (CloseCode::NORMAL, "The machine's console was closed by its host."),
+        CloseReason::ClientReset => (CloseCode::NORMAL, "The viewer's connection was lost."),
+        CloseReason::BackendReset => {
+            (CloseCode::BAD_GATEWAY, "The connection to the machine's host was lost.")
+        }
+        CloseReason::IdleTimeout => {
+            (CloseCode::POLICY, "The console was closed because nothing happened in it.")
+        }
+        CloseReason::SessionDeadline => (CloseCode::POLICY, "The longest time of a session is over."),
+        CloseReason::HalfCloseDeadline => (CloseCode::NORMAL, "The machine's host has ended the console."),
+        CloseReason::Operator => (CloseCode::POLICY, "An operator closed this console."),
+        CloseReason::TicketRevoked => (CloseCode::POLICY, "The ticket of this console was revoked."),
+        CloseReason::TenantRemoved => {
+            (CloseCode::POLICY, "Consoles of this tenant are no longer served here.")
+        }
+        CloseReason::Drain => (CloseCode::GOING_AWAY, "The console proxy is being restarted."),
+        CloseReason::ProtocolError => (CloseCode::PROTOCOL, "The viewer broke the rules of the protocol."),
+        CloseReason::Internal => (CloseCode::INTERNAL, "The console proxy failed."),
+    }
+}
+
+/// Sockets of closed flows whose peers may still read.
+#[derive(Default)]
+pub(super) struct Lingering {
+    socks: Vec<(OwnedFd, u64)>,
+    look_at: u64,
+}
+
+impl Lingering {
+    fn push(&mut self, socks: [OwnedFd; 2], now_ms: u64) {
+        for sock in socks {
+            if self.socks.len() < MAX_LINGERING && !over(&sock) {
+                self.socks.push((sock, now_ms + LINGER_MS));
+                self.look_at = now_ms + LINGER_STEP_MS;
+            }
+        }
+    }
+
+    /// When they are to be looked at.
+    pub(super) fn next_ms(&self) -> Option<u64> {
+        (!self.socks.is_empty()).then_some(self.look_at)
+    }
+
+    /// Drops what came and closes the sockets whose peers have closed, or whose time is over.
+    pub(super) fn review(&mut self, now_ms: u64) {
+        if self.socks.is_empty() || now_ms < self.look_at {
+            return;
+        }
+        self.look_at = now_ms + LINGER_STEP_MS;
+        self.socks.retain(|(sock, until)| now_ms < *until && !over(sock));
+    }
+}
+
+/// Reads and drops, a little at a time; true at the end of the stream.
+fn over(sock: &OwnedFd) -> bool {
+    let mut dropped = [0; 4096];
+    for _ in 0..16 {
+        match socket::recv(sock, &mut dropped) {
+            Moved::Bytes(_) => {}
+            Moved::Blocked => return false,
+            Moved::End | Moved::Failed(_) => return true,
+        }
+    }
+    false
+}

@@ -1,0 +1,257 @@
+//! The WebSocket doors: a ticket in the address, then a console in frames.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use rustls::server::UnbufferedServerConnection;
+use tokio::time::timeout_at;
+
+use super::Refused;
+use super::refused::Who;
+use super::websocket::{Stream, StreamError};
+use crate::admission::{Admission, Denied, Entry};
+use crate::backend::{self, BackendError, Console, Dial, Opening};
+use crate::gate::{Caller, Gate};
+use crate::metrics::Stage;
+use crate::protocol::console_url::{ConsoleUrl, may_open};
+use crate::protocol::http::{Head, Status};
+use crate::protocol::rfb;
+use crate::protocol::websocket::{CloseCode, UpgradeError, negotiate};
+use crate::session::{self, HandOver};
+use crate::ticket::Permit;
+use crate::tls::TlsStream;
+use crate::wire::{self, Runtime};
+
+/// What the server says first on `/{port};{ticket}` (PROTOCOLS: exactly these 17 bytes).
+const ASK_VMX: &[u8] = b"connect info vmx\n";
+
+/// What a refused client is told.
+type Told = (CloseCode, String, Refused);
+
+/// Checks the request as a WebSocket's handshake; the response that switches. The text goes to the client.
+pub(super) fn check(
+    gate: &Gate,
+    head: &Head,
+) -> Result<(String, crate::protocol::websocket::Subprotocol), (Status, String)> {
+    let config = gate.config.load();
+    if !may_open(origin(head), head.header("host"), &config.web.origins) {
+        return Err((Status::Forbidden, Status::Forbidden.text().into()));
+    }
+    negotiate(head).map_err(|error| {
+        let status = match error {
+            UpgradeError::Method => Status::MethodNotAllowed,
+            UpgradeError::NoUpgrade => Status::WebSocketRequired,
+            _ => Status::BadRequest,
+        };
+        (status, format!("Not a WebSocket: {error}."))
+    })
+}
+
+/// Two origins are as good as a foreign one.
+fn origin(head: &Head) -> Option<&str> {
+    let mut origins = head.values("origin");
+    match (origins.next(), origins.next()) {
+        (one, None) => one,
+        _ => Some("null"),
+    }
+}
+
+/// Runs to the hand-over, or to a refusal that the client was told.
+pub(super) async fn run(
+    gate: &Arc<Gate>,
+    caller: Caller,
+    mut tls: TlsStream<UnbufferedServerConnection>,
+    entry: Entry,
+    runtime: Runtime,
+    url: ConsoleUrl,
+    (response, subprotocol): (String, crate::protocol::websocket::Subprotocol),
+) -> Result<(), Refused> {
+    tls.write_all(response.as_bytes()).await.map_err(|e| Refused::new("client_closed", e))?;
+    let door = Door { gate, caller, runtime };
+    let mut stream = Stream::new(tls, subprotocol);
+    let (permit, admission) = match door.admit(&url.ticket) {
+        Ok(login) => login,
+        Err(told) => return Err(door.refuse(stream, told).await),
+    };
+    let who =
+        Some(Who { tenant: permit.tenant().into(), user: permit.user().into(), jti: permit.jti().into() });
+    let config = gate.config.load_full();
+    let _ = wire::set_options(stream.wire(), &config.sockets, admission.tenant().number);
+    let console = match door.open(&mut stream, &url, &permit, &admission).await {
+        Ok(console) => console,
+        Err((code, words, refused)) => {
+            return Err(door.refuse(stream, (code, words, refused.of(&who))).await);
+        }
+    };
+    let internal = |error| Refused::new("internal", error).of(&who);
+    let (client, to_backend) = stream.into_leg(config.web.ping).map_err(internal)?;
+    let Console { leg: backend, to_client, .. } = console;
+    let over = HandOver { caller, entry, permit, admission, client, backend, to_backend, to_client };
+    session::hand_over(gate, over).map_err(internal)
+}
+
+struct Door<'a> {
+    gate: &'a Arc<Gate>,
+    caller: Caller,
+    runtime: Runtime,
+}
+
+impl Door<'_> {
+    /// The ticket, then the limits of its tenant.
+    fn admit(&self, sealed: &str) -> Result<(Permit, Admission), Told> {
+        let gate = self.gate;
+        let began = Instant::now();
+        let opened = gate.tickets.open(sealed, self.caller.source.ip(), SystemTime::now());
+        gate.metrics.record(Stage::Ticket, began.elapsed());
+        let permit = opened.map_err(|error| {
+            let words = "This ticket opens no console (any more). Ask for a new one where you got it.";
+            (CloseCode::POLICY, words.to_owned(), Refused::new(error.as_str(), error))
+        })?;
+        let who =
+            Who { tenant: permit.tenant().into(), user: permit.user().into(), jti: permit.jti().into() };
+        let told =
+            |code, words: &str, refused: Refused| (code, words.to_owned(), refused.of(&Some(who.clone())));
+        if gate.is_draining() {
+            let refused = Refused::new("draining", "the appliance is draining");
+            return Err(told(CloseCode::GOING_AWAY, "The console proxy is being restarted.", refused));
+        }
+        let admitted = gate.tenants.admit(permit.tenant(), permit.user(), Instant::now());
+        let admission = admitted.map_err(|denied| match denied {
+            Denied::UnknownTenant => {
+                let refused = Refused::new(denied.as_str(), "no such tenant in the configuration");
+                told(CloseCode::POLICY, "Consoles of this tenant are not served here.", refused)
+            }
+            _ => {
+                let refused =
+                    Refused::new(denied.as_str(), "a limit of the tenant (`tenants` in the configuration)");
+                told(
+                    CloseCode::TRY_LATER,
+                    "Too many consoles are open. Close one, or try again later.",
+                    refused,
+                )
+            }
+        })?;
+        gate.metrics.record(Stage::Admission, self.caller.accepted.elapsed());
+        Ok((permit, admission))
+    }
+
+    /// The in-band question, the console behind, and RFB's handshake where the console leaves it out.
+    async fn open(
+        &self,
+        stream: &mut Stream,
+        url: &ConsoleUrl,
+        permit: &Permit,
+        admission: &Admission,
+    ) -> Result<Console, Told> {
+        let config = self.gate.config.load_full();
+        if url.asks_vmx {
+            self.in_time(async {
+                stream.send(ASK_VMX).await?;
+                stream.message().await
+            })
+            .await
+            .and_then(|answer| named(&answer, permit))?;
+        }
+        let opening = Opening {
+            dial: Dial {
+                tenant: admission.tenant(),
+                sockets: &config.sockets,
+                within: config.deadlines.connect,
+                runtime: self.runtime,
+            },
+            within: config.deadlines.backend,
+            provider: self.gate.provider.load_full(),
+            metrics: &self.gate.metrics,
+        };
+        let opened = backend::open(permit.target(), permit.vm(), opening).await;
+        let console = opened.map_err(|error| self.no_console(&error))?;
+        if console.wants_handshake {
+            self.in_time(shake_hands(stream)).await.and_then(|played| {
+                played.map_err(|error| {
+                    let refused = Refused::new("bad_rfb", error);
+                    (CloseCode::PROTOCOL, format!("No RFB: {error}."), refused)
+                })
+            })?;
+        }
+        Ok(console)
+    }
+
+    /// A step of the client's, within the dialogue's deadline.
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, StreamError>>) -> Result<T, Told> {
+        let within = self.gate.config.load().deadlines.dialogue;
+        match timeout_at(tokio::time::Instant::now() + within, work).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(StreamError::Violation(violation))) => {
+                Err((violation.code(), violation.to_string(), Refused::new("bad_websocket", violation)))
+            }
+            Ok(Err(StreamError::TooMuch)) => {
+                let refused = Refused::new("bad_websocket", StreamError::TooMuch);
+                Err((CloseCode::TOO_BIG, "Too much before the console is open.".into(), refused))
+            }
+            Ok(Err(error)) => Err((CloseCode::NORMAL, String::new(), Refused::new("client_closed", error))),
+            Err(_) => {
+                let refused = Refused::new("deadline_dialogue", "the client's dialogue took too long");
+                Err((CloseCode::POLICY, "The viewer took too long to answer.".into(), refused))
+            }
+        }
+    }
+
+    fn no_console(&self, error: &BackendError) -> Told {
+        tracing::info!(reason = error.as_str(), %error, source = %self.caller.source, "no console");
+        let (code, words) = match error {
+            BackendError::OutsideTargets(_) => {
+                (CloseCode::POLICY, "The machine is not within what your provider allows.")
+            }
+            BackendError::Refused { .. } | BackendError::NotWebSocket(_) | BackendError::SecondPass => (
+                CloseCode::POLICY,
+                "The machine's host did not take its ticket. Ask for a new one where you got it.",
+            ),
+            BackendError::Resolve { .. }
+            | BackendError::Unreachable { .. }
+            | BackendError::Timeout { .. } => {
+                (CloseCode::BAD_GATEWAY, "The machine's host cannot be reached.")
+            }
+            BackendError::Internal(_) => (CloseCode::INTERNAL, "The console proxy failed."),
+            BackendError::Unsupported(_) | BackendError::BadTarget(_) => {
+                (CloseCode::POLICY, "This kind of console cannot be opened in a browser.")
+            }
+            _ => (CloseCode::BAD_GATEWAY, "The machine's host did not open the console."),
+        };
+        (code, words.to_owned(), Refused::new(error.as_str(), error))
+    }
+
+    /// Tells the client. Whether it still listens changes nothing.
+    async fn refuse(&self, mut stream: Stream, (code, words, refused): Told) -> Refused {
+        let within = self.gate.config.load().deadlines.handshake;
+        let _ = tokio::time::timeout(within, stream.close(code, &words)).await;
+        refused
+    }
+}
+
+/// Whether the client named the ticket's machine. The cell's own sample leaves out the leading slash.
+fn named(answer: &[u8], permit: &Permit) -> Result<(), Told> {
+    let bare = |name: &[u8]| name.strip_prefix(b"/").unwrap_or(name).to_vec();
+    let given = bare(answer.trim_ascii_end());
+    let names = [Some(permit.vm()), permit.target().cfg_file.as_deref()];
+    if names.into_iter().flatten().any(|name| bare(name.as_bytes()) == given) {
+        return Ok(());
+    }
+    let refused =
+        Refused::new("wrong_vm", format!("the client named another VM than the ticket's {:?}", permit.vm()));
+    Err((CloseCode::POLICY, "The ticket is for another machine.".into(), refused))
+}
+
+/// Plays the server in RFB's handshake. The version goes in a frame of its own: by its 12 bytes VMware's viewer tells a
+/// handshake from a stream that begins with ServerInit.
+async fn shake_hands(stream: &mut Stream) -> Result<Result<(), rfb::RfbError>, StreamError> {
+    let mut handshake = rfb::Handshake::new();
+    loop {
+        match handshake.step(&mut stream.data) {
+            Ok(rfb::Step::Send([])) => {}
+            Ok(rfb::Step::Send(bytes)) => stream.send(bytes).await?,
+            Ok(rfb::Step::Wait) => stream.more().await?,
+            Ok(rfb::Step::Done) => return Ok(Ok(())),
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! A client's WebSocket before the hand-over: the few messages of a console's start.
+
+use std::time::Duration;
+
+use rustls::server::UnbufferedServerConnection;
+use thiserror::Error;
+
+use crate::flow::{Leg, WebSocket};
+use crate::protocol::websocket::{
+    Close, CloseCode, Decoder, Event, FrameHeader, Opcode, Peer, Subprotocol, Violation, put_control, to_utf8,
+};
+use crate::tls::{Session, TlsError, TlsStream};
+
+type Tls = TlsStream<UnbufferedServerConnection>;
+
+/// Most bytes a client may send before its console is open.
+const MAX_EARLY: usize = 8 * 1024;
+
+/// Why it cannot go on.
+#[derive(Debug, Error)]
+pub(super) enum StreamError {
+    /// The connection or its TLS.
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+    /// The client broke the rules.
+    #[error("{0}")]
+    Violation(#[from] Violation),
+    /// The client closed.
+    #[error("closed by the client")]
+    Closed,
+    /// More than [`MAX_EARLY`].
+    #[error("more than {MAX_EARLY} bytes before the console is open")]
+    TooMuch,
+}
+
+/// The WebSocket.
+pub(super) struct Stream {
+    tls: Tls,
+    decoder: Decoder,
+    text: bool,
+    /// Decoded and not yet taken.
+    pub(super) data: Vec<u8>,
+}
+
+impl Stream {
+    /// After the response that switched to it.
+    pub(super) fn new(tls: Tls, subprotocol: Subprotocol) -> Self {
+        let text = subprotocol.is_text();
+        Self { tls, decoder: Decoder::new(Peer::Client, text), text, data: Vec::new() }
+    }
+
+    /// The TCP connection beneath.
+    pub(super) fn wire(&self) -> &crate::wire::Wire {
+        self.tls.wire()
+    }
+
+    /// One message, in a frame of its own.
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
+        let mut payload = Vec::new();
+        if self.text {
+            to_utf8(bytes, &mut payload)
+        } else {
+            payload.extend_from_slice(bytes)
+        }
+        let opcode = if self.text { Opcode::Text } else { Opcode::Binary };
+        let (header, len) = FrameHeader { fin: true, opcode, len: payload.len() as u64, mask: None }.bytes();
+        payload.splice(0..0, header[..len].iter().copied());
+        Ok(self.tls.write_all(&payload).await?)
+    }
+
+    /// Reads on; what came is behind what `data` holds already.
+    pub(super) async fn more(&mut self) -> Result<(), StreamError> {
+        let mut received = self.tls.read().await?;
+        if received.is_empty() {
+            return Err(StreamError::Closed);
+        }
+        let (mut at, mut pong) = (0, None);
+        while let Some(event) = self.decoder.next(&mut received, &mut at)? {
+            match event {
+                Event::Data(range) => self.data.extend_from_slice(&received[range]),
+                Event::Ping(body) => pong = Some(body),
+                Event::Pong | Event::Header(..) => {}
+                Event::Close(_) => return Err(StreamError::Closed),
+            }
+        }
+        if self.data.len() > MAX_EARLY {
+            return Err(StreamError::TooMuch);
+        }
+        if let Some(body) = pong {
+            let mut frame = Vec::new();
+            put_control(&mut frame, Opcode::Pong, body.as_bytes(), None);
+            self.tls.write_all(&frame).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads one whole message; empty ones are none.
+    pub(super) async fn message(&mut self) -> Result<Vec<u8>, StreamError> {
+        while self.data.is_empty() || !self.decoder.between_messages() {
+            self.more().await?;
+        }
+        Ok(std::mem::take(&mut self.data))
+    }
+
+    /// Closes it with a code and words, and waits for the client to close too. The caller bounds the wait.
+    pub(super) async fn close(&mut self, code: CloseCode, words: &str) -> Result<(), TlsError> {
+        let mut frame = Vec::new();
+        put_control(&mut frame, Opcode::Close, Close::new(code, words).as_bytes(), None);
+        self.tls.farewell(&frame).await
+    }
+
+    /// The leg of a flow, and the console's bytes that were decoded already.
+    pub(super) fn into_leg(self, ping: Option<Duration>) -> std::io::Result<(Leg, Vec<u8>)> {
+        let Self { tls, decoder, text, data } = self;
+        let (wire, connection, received, plain) = tls.into_parts();
+        let web = WebSocket::new(Peer::Client, decoder, text, plain, ping);
+        Ok((Leg::WebSocket(wire.into_fd()?, Session::server(connection, received), Box::new(web)), data))
+    }
+}
