@@ -21,6 +21,7 @@ use sink::{FileSink, JournalSink};
 use crate::flow::FlowEnd;
 use crate::metrics::{Door, Samples};
 use crate::session::Session;
+use crate::xdp::DropEvent;
 
 /// Records that wait for the writer; more are lost and counted.
 const QUEUE: usize = 8192;
@@ -124,6 +125,11 @@ impl Audit {
                 self.counters.suppressed.fetch_add(1, Ordering::Relaxed);
             }
         }
+    }
+
+    /// The XDP gate shed a SYN; it samples them, so this is not every one.
+    pub fn shed(&self, dropped: &DropEvent) {
+        self.record(Event::Shed(dropped.clone()));
     }
 
     /// Closes the file and opens its path again: after log rotation.

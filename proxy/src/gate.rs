@@ -20,6 +20,7 @@ use crate::sdk::SdkSessions;
 use crate::session::{CloseReason, Registry, Session};
 use crate::ticket::Tickets;
 use crate::tls::Presented;
+use crate::xdp::Shed;
 
 /// The appliance.
 pub struct Gate {
@@ -53,6 +54,8 @@ pub struct Gate {
     pub metrics: Arc<Metrics>,
     /// The account of sessions.
     pub audit: Arc<Audit>,
+    /// The XDP gate in front of the listeners, or why there is none.
+    pub xdp: Arc<Shed>,
     /// Connections that have not shown their PROXY header yet.
     pub headers_pending: AtomicUsize,
     /// No new session is let in.

@@ -442,3 +442,18 @@ fn the_documentation_lists_every_request() {
         Routes::all().len()
     );
 }
+
+#[test]
+fn the_xdp_gate_is_told() {
+    let running = Running::new();
+    let status: mksgate::xdp::ShedStatus = running.client.get("/v1/xdp").unwrap();
+    assert_eq!(status.off.as_deref(), Some("not here"));
+    let list: mksgate::admin::SourceList = running.client.get("/v1/xdp/sources?count=3").unwrap();
+    assert_eq!((list.sources[0].source.as_str(), list.sources[0].shed), ("192.0.2.1", 3));
+    for bad in ["count=0", "count=10001", "count=x", "sort=name"] {
+        assert!(
+            running.client.get::<mksgate::admin::SourceList>(&format!("/v1/xdp/sources?{bad}")).is_err(),
+            "{bad}"
+        );
+    }
+}

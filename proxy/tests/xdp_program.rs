@@ -52,7 +52,7 @@ fn a_hundred_thousand_packets_get_the_same_verdict() {
         return;
     }
     let mut policy = policy(
-        vec![listen(), vec!["192.0.2.2:902".parse().unwrap()]].concat(),
+        [listen(), vec!["192.0.2.2:902".parse().unwrap()]].concat(),
         vec![
             tenant(1, "prefix", Some(10), slow_rate(500), &["198.51.100.0/24", "2001:db8:0:100::/56"], &[]),
             tenant(2, "longer", Some(10), slow_rate(300), &["198.51.100.8/29"], &[]),

@@ -13,7 +13,7 @@ impl Random {
     }
 
     /// 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -22,7 +22,7 @@ impl Random {
 
     /// Below `limit`.
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
+        self.bits() % limit.max(1)
     }
 
     /// One of them.
@@ -215,20 +215,20 @@ impl Packets {
             })
             .collect();
         let vlans = (0..if r.one_in(3) { r.below(4) } else { 0 })
-            .map(|_| Vlan(r.of(&[0x8100, 0x88a8]), r.next() as u16))
+            .map(|_| Vlan(r.of(&[0x8100, 0x88a8]), r.bits() as u16))
             .collect();
         Shape {
             vlans,
-            ether_type: r.one_in(30).then(|| r.next() as u16),
+            ether_type: r.one_in(30).then(|| r.bits() as u16),
             source,
             destination,
             options: if r.one_in(4) { 4 * r.below(11) as usize } else { 0 },
             extensions,
             fragment: if r.one_in(10) { r.of(&[0x2000, 0x2001, 1, 0x4000, 8, 9]) } else { 0 },
-            protocol: if r.one_in(10) { r.next() as u8 } else { 6 },
-            ports: (r.next() as u16, self.ports[r.below(self.ports.len() as u64) as usize]),
-            sequence: r.next() as u32,
-            flags: if r.one_in(4) { r.next() as u8 } else { 0x02 },
+            protocol: if r.one_in(10) { r.bits() as u8 } else { 6 },
+            ports: (r.bits() as u16, self.ports[r.below(self.ports.len() as u64) as usize]),
+            sequence: r.bits() as u32,
+            flags: if r.one_in(4) { r.bits() as u8 } else { 0x02 },
             tcp_options: 4 * r.below(11) as usize,
             payload: if r.one_in(4) { r.below(1200) as usize } else { 0 },
         }
@@ -240,7 +240,7 @@ impl Packets {
         match r.below(4) {
             0 => packet.truncate(r.below(length + 1) as usize),
             1 => (0..1 + r.below(4)).for_each(|_| packet[r.below(length) as usize] ^= 1 << r.below(8)),
-            2 => (0..1 + r.below(4)).for_each(|_| packet[r.below(length.min(80)) as usize] = r.next() as u8),
+            2 => (0..1 + r.below(4)).for_each(|_| packet[r.below(length.min(80)) as usize] = r.bits() as u8),
             _ => packet.extend((0..r.below(600)).map(|_| 0)),
         }
     }

@@ -19,11 +19,12 @@ use serde_json::json;
 use super::error::{ApiError, SEE_OPENAPI};
 use super::peer::Peer;
 use super::{
-    Admin, Closed, Drained, Failure, HistView, Reloaded, RevokeRequest, SessionList, StatusView, TenantList,
-    TenantView,
+    Admin, Closed, Drained, Failure, HistView, Reloaded, RevokeRequest, SessionList, SourceList, StatusView,
+    TenantList, TenantView,
 };
 use crate::metrics;
 use crate::session::{Selector, rfc3339};
+use crate::xdp::ShedStatus;
 
 /// The description of the API, as served.
 pub const OPENAPI: &str = include_str!("openapi.json");
@@ -63,6 +64,8 @@ impl Routes {
             ("POST", "/v1/sessions/close", post(close_many)),
             ("POST", "/v1/tickets/revoke", post(revoke)),
             ("GET", "/v1/tenants", get(tenants)),
+            ("GET", "/v1/xdp", get(xdp)),
+            ("GET", "/v1/xdp/sources", get(xdp_sources)),
             ("GET", "/v1/hist", get(hist)),
             ("POST", "/v1/reload", post(reload)),
             ("POST", "/v1/drain", post(drain)),
@@ -243,6 +246,34 @@ async fn tenants(State(admin): State<Admin>) -> Answer<TenantList> {
         })
         .collect();
     Ok(Json(TenantList { tenants }))
+}
+
+async fn xdp(State(admin): State<Admin>) -> Answer<ShedStatus> {
+    let control = admin.control.clone();
+    off_thread(move || control.xdp()).await.map(Json)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SourcesQuery {
+    count: Option<usize>,
+}
+
+/// Sources of one answer at most.
+const MOST_SOURCES: usize = 10_000;
+
+async fn xdp_sources(
+    State(admin): State<Admin>,
+    query: Result<Query<SourcesQuery>, QueryRejection>,
+) -> Answer<SourceList> {
+    let Query(query) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let count = query.count.unwrap_or(20);
+    if !(1..=MOST_SOURCES).contains(&count) {
+        return Err(ApiError::bad_request(format!("count is not 1 to {MOST_SOURCES}")));
+    }
+    let control = admin.control.clone();
+    let sources = off_thread(move || control.top_sources(count)).await?;
+    Ok(Json(SourceList { sources }))
 }
 
 #[derive(Default)]

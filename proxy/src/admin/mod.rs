@@ -17,18 +17,19 @@ pub use api::{OPENAPI, Routes};
 pub use error::Failure;
 pub use server::{AdminConfig, AdminError, Server};
 pub use types::{
-    Closed, Drained, HistView, Reloaded, RevokeRequest, ServiceState, ServiceStatus, SessionList, StatusView,
-    TenantLimits, TenantList, TenantView,
+    Closed, Drained, HistView, Reloaded, RevokeRequest, ServiceState, ServiceStatus, SessionList, SourceList,
+    StatusView, TenantLimits, TenantList, TenantView,
 };
 
 use crate::metrics::Metrics;
 use crate::session::Registry;
+use crate::xdp::{LoudSource, ShedStatus};
 
 /// Where the socket is unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/mksgate/admin.sock";
 
-/// What the admin API asks of the rest of the appliance. Called on the control thread, so everything but [`Control::reload`] and
-/// [`Control::tenants`], which run on a helper thread, must return at once.
+/// What the admin API asks of the rest of the appliance. Called on the control thread, so everything but [`Control::reload`],
+/// [`Control::tenants`], [`Control::xdp`] and [`Control::top_sources`], which run on a helper thread, must return at once.
 pub trait Control: Send + Sync + 'static {
     /// `Err` says why a load balancer should send no client here.
     ///
@@ -41,6 +42,12 @@ pub trait Control: Send + Sync + 'static {
 
     /// The configured tenants and their limits.
     fn tenants(&self) -> Vec<TenantLimits>;
+
+    /// The XDP gate.
+    fn xdp(&self) -> ShedStatus;
+
+    /// The loudest sources that the XDP gate has seen.
+    fn top_sources(&self, count: usize) -> Vec<LoudSource>;
 
     /// Starts closing this live session with [`CloseReason::Operator`](crate::session::CloseReason::Operator).
     fn close(&self, id: u64);

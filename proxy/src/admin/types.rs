@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::metrics::Percentiles;
 use crate::session::SessionView;
+use crate::xdp::LoudSource;
 
 /// What the service is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +65,13 @@ pub struct StatusView {
 pub struct SessionList {
     /// Oldest first.
     pub sessions: Vec<SessionView>,
+}
+
+/// `GET /v1/xdp/sources`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceList {
+    /// The loudest first.
+    pub sources: Vec<LoudSource>,
 }
 
 /// What was closed.

@@ -1,7 +1,8 @@
 //! Stage 2: exact limits of tenant and user, counted in userspace.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::{Bucket, Denied};
@@ -11,6 +12,16 @@ use crate::config::Tenant;
 #[derive(Debug, Default)]
 pub struct Tenants {
     state: Mutex<State>,
+    watcher: OnceLock<Watcher>,
+}
+
+/// Told a tenant's number and its sessions at every change.
+struct Watcher(Box<dyn Fn(u32, u32) + Send + Sync>);
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watcher")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +88,25 @@ impl Tenants {
         gone
     }
 
+    /// From now on tells `watcher` a tenant's number and its sessions at every change, in the order of the changes and
+    /// under a lock: it must return at once. Only the first watcher counts.
+    pub fn watch(&self, watcher: impl Fn(u32, u32) + Send + Sync + 'static) {
+        let _ = self.watcher.set(Watcher(Box::new(watcher)));
+        self.tell_all();
+    }
+
+    /// Tells the watcher every tenant's sessions, changed or not.
+    pub fn tell_all(&self) {
+        let state = self.lock();
+        state.tenants.values().for_each(|room| self.tell(room));
+    }
+
+    fn tell(&self, room: &Room) {
+        if let (Some(Watcher(watcher)), Some(tenant)) = (self.watcher.get(), &room.tenant) {
+            watcher(tenant.number, room.active);
+        }
+    }
+
     /// What the configuration says of a tenant.
     pub fn get(&self, name: &str) -> Option<Arc<Tenant>> {
         self.lock().tenants.get(name)?.tenant.clone()
@@ -103,6 +133,7 @@ impl Tenants {
         let user = room.users.get_key_value(user).map_or_else(|| user.into(), |(user, _)| user.clone());
         *room.users.entry(user.clone()).or_default() += 1;
         room.active += 1;
+        self.tell(room);
         Ok(Admission { tenants: self.clone(), name, user, tenant })
     }
 
@@ -154,6 +185,7 @@ impl Drop for Admission {
         let mut state = self.tenants.lock();
         let Some(room) = state.tenants.get_mut(&self.name) else { return };
         room.active -= 1;
+        self.tenants.tell(room);
         if let Some(n) = room.users.get_mut(&self.user) {
             *n -= 1;
             if *n == 0 {
@@ -233,6 +265,20 @@ mod tests {
         );
         drop(held);
         assert!(tenants.admit("acme", "u", now).is_ok());
+    }
+
+    #[test]
+    fn the_watcher_hears_every_change_in_order() {
+        let (tenants, now) = one(tenant(2));
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let ear = heard.clone();
+        tenants.watch(move |number, active| ear.lock().unwrap().push((number, active)));
+        let first = tenants.admit("acme", "u", now).unwrap();
+        let second = tenants.admit("acme", "u", now).unwrap();
+        assert!(tenants.admit("acme", "u", now).is_err());
+        drop(first);
+        drop(second);
+        assert_eq!(*heard.lock().unwrap(), [(1, 0), (1, 1), (1, 2), (1, 1), (1, 0)]);
     }
 
     proptest! {

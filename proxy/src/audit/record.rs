@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::Refusal;
 use crate::flow::FlowEnd;
 use crate::session::{CloseReason, Fault, Session, SocketView, rfc3339};
+use crate::xdp::DropEvent;
 
 /// One line of the audit trail before it is text.
 pub(super) struct Record {
@@ -19,6 +20,7 @@ pub(super) enum Event {
     Open(Arc<Session>),
     Close(Arc<Session>, FlowEnd, Duration),
     Refused(RefusedLine),
+    Shed(DropEvent),
 }
 
 #[derive(Serialize)]
@@ -87,6 +89,7 @@ impl Event {
             Self::Open(_) => "open",
             Self::Close(..) => "close",
             Self::Refused(_) => "refused",
+            Self::Shed(_) => "shed",
         }
     }
 
@@ -95,6 +98,7 @@ impl Event {
         match self {
             Self::Open(session) | Self::Close(session, ..) => (&session.tenant, &session.jti),
             Self::Refused(refused) => (&refused.tenant, &refused.jti),
+            Self::Shed(dropped) => (&dropped.tenant, ""),
         }
     }
 }
@@ -115,6 +119,7 @@ impl Record {
                 backend_rtt_us: end.rtt_us[1],
             }),
             Event::Refused(refused) => self.text(refused),
+            Event::Shed(dropped) => self.text(dropped),
         }
     }
 

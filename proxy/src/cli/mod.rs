@@ -13,6 +13,7 @@ pub mod sessions;
 pub mod tenants;
 mod ticket;
 pub mod top;
+pub mod xdp;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -56,6 +57,8 @@ enum Command {
     Sessions(sessions::SessionsCommand),
     /// Show the tenants, their limits and their live consoles
     Tenants(tenants::TenantsCommand),
+    /// Show what the XDP gate does
+    Xdp(xdp::XdpCommand),
     /// Show or export latencies
     Hist(hist::HistCommand),
     /// Watch consoles, tenants and latencies on the terminal
@@ -87,6 +90,7 @@ pub fn run() -> ExitCode {
         Command::Ticket(command) => command.run(),
         Command::Sessions(command) => command.run(),
         Command::Tenants(command) => command.run(),
+        Command::Xdp(command) => command.run(),
         Command::Hist(command) => command.run(),
         Command::Top(command) => command.run(),
         Command::Status(command) => command.run(),

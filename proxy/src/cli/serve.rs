@@ -26,6 +26,7 @@ use crate::session::Registry;
 use crate::ticket::{KeyRing, Tickets};
 use crate::tls::{self, Presented, certificate};
 use crate::wire::Runtime;
+use crate::xdp::{self, Shed};
 
 type Failure = Box<dyn Error>;
 
@@ -35,7 +36,11 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     let filter = start_log(&config)?;
     let listeners = bind(&config)?;
     let threads = front_threads(&config);
+<<<<<<< HEAD
     let gate = build(config, ports(&listeners))?;
+=======
+    let gate = build(config, &listeners)?;
+>>>>>>> xdp
     let runtime = if gate.engines.driver() == "io_uring" { Runtime::Uring } else { Runtime::Tokio };
     let fronts = Fronts::start(&gate, &listeners, threads, runtime)?;
     let mut addresses = Vec::new();
@@ -51,6 +56,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+<<<<<<< HEAD
 /// The first port of each kind.
 fn ports(listeners: &[Listener]) -> Ports {
     let first = |authd: bool| {
@@ -61,6 +67,9 @@ fn ports(listeners: &[Listener]) -> Ports {
 }
 
 fn build(config: Config, ports: Ports) -> Result<Arc<Gate>, Failure> {
+=======
+fn build(config: Config, listeners: &[Listener]) -> Result<Arc<Gate>, Failure> {
+>>>>>>> xdp
     let now = Instant::now();
     let keys = KeyRing::load(&config.tickets.keys)?;
     let provider = config.tls.policy.provider();
@@ -78,12 +87,20 @@ fn build(config: Config, ports: Ports) -> Result<Arc<Gate>, Failure> {
     let tickets = Arc::new(Tickets::new(config.tickets.policy.clone(), keys));
     let audit = Audit::open(config.audit.file.as_deref(), config.audit.journal)?;
     export(&metrics, &engines, &tickets, &audit);
+<<<<<<< HEAD
     let vcenters = Vcenters::new(config.vcenter.clone(), provider.clone());
     let sampled = vcenters.clone();
     metrics.add_source(move |out| sampled.sample(out));
+=======
+    let xdp = start_xdp(&config, listeners, &audit)?;
+    let (shed, counts) = (xdp.clone(), xdp.clone());
+    metrics.add_source(move |out| shed.sample(out));
+    let tenants = Tenants::new(&config.tenants, now);
+    tenants.watch(move |tenant, sessions| counts.set_active(tenant, sessions));
+>>>>>>> xdp
     Ok(Arc::new(Gate {
         sources: Sources::new(config.limits),
-        tenants: Tenants::new(&config.tenants, now),
+        tenants,
         tickets,
         presented,
         tls: ArcSwap::from_pointee(tls),
@@ -91,6 +108,7 @@ fn build(config: Config, ports: Ports) -> Result<Arc<Gate>, Failure> {
         registry: Registry::new(engines.epoch()),
         metrics,
         audit,
+        xdp,
         engines,
         vcenters,
         sdk: SdkSessions::default(),
@@ -100,6 +118,17 @@ fn build(config: Config, ports: Ports) -> Result<Arc<Gate>, Failure> {
         draining: AtomicBool::new(false),
         config: ArcSwap::from_pointee(config),
     }))
+}
+
+/// The XDP gate before the first packet is wanted. What it sheds is told in the log and the audit trail, in samples.
+fn start_xdp(config: &Config, listeners: &[Listener], audit: &Arc<Audit>) -> Result<Arc<Shed>, Failure> {
+    let listen = listeners.iter().map(|l| l.socket.local_addr()).collect::<std::io::Result<Vec<_>>>()?;
+    let audit = audit.clone();
+    let shed = xdp::start(config.xdp.clone(), xdp::policy(config, &listen), move |dropped| {
+        tracing::info!(source = %dropped.source, destination = %dropped.destination, tenant = dropped.tenant, reason = dropped.verdict, "XDP gate shed a connection (sampled)");
+        audit.shed(dropped);
+    })?;
+    Ok(Arc::new(shed))
 }
 
 /// What others count, for `/metrics`.

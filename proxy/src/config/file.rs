@@ -19,6 +19,7 @@ use crate::desk::config::{self as desk, DeskFile};
 use crate::flow::{Driver, FlowConfig, Mode};
 use crate::ticket::TicketPolicy;
 use crate::tls::Policy;
+use crate::xdp::XdpSection;
 
 /// Where log lines go and how they look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -67,6 +68,8 @@ struct File {
     vcenter: VcenterFile,
     #[serde(default)]
     vcenters: BTreeMap<String, AccountFile>,
+    #[serde(default)]
+    xdp: XdpSection,
     #[serde(default)]
     tenants: BTreeMap<String, TenantFile>,
 }
@@ -379,6 +382,7 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
         },
         audit: Audit { file: file.audit.file.map(|f| context.file(f)), journal: file.audit.journal },
         log: Log { filter: file.log.filter, format: file.log.format },
+<<<<<<< HEAD
         console: Console {
             address: file.console_address.map(|name| console_address(&context, name)).transpose()?,
             tls_port: file.console_tls_port,
@@ -386,6 +390,9 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
         },
         vcenter,
         desk,
+=======
+        xdp: file.xdp.validate().map_err(|error| context.error(error.key, &error.what))?,
+>>>>>>> xdp
         tenants,
     })
 }

@@ -21,6 +21,7 @@ use crate::desk::DeskConfig;
 use crate::flow::{Driver, FlowConfig, Mode};
 use crate::ticket::TicketPolicy;
 use crate::tls::Policy;
+use crate::xdp::XdpConfig;
 
 /// A configuration that was checked.
 #[derive(Clone, Debug)]
@@ -51,12 +52,17 @@ pub struct Config {
     pub audit: Audit,
     /// The log.
     pub log: Log,
+<<<<<<< HEAD
     /// Where consoles are to be asked for, as tickets name it.
     pub console: Console,
     /// How vCenters are talked to, and the accounts there.
     pub vcenter: Vcenter,
     /// The ticket desk, where there is one.
     pub desk: Option<DeskConfig>,
+=======
+    /// The XDP gate.
+    pub xdp: XdpConfig,
+>>>>>>> xdp
     /// The tenants by name.
     pub tenants: BTreeMap<String, Tenant>,
 }

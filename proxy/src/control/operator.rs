@@ -8,6 +8,7 @@ use super::Control;
 use crate::admin::{self, Failure, Reloaded, RevokeRequest, ServiceState, ServiceStatus, TenantLimits};
 use crate::session::{CloseReason, rfc3339};
 use crate::ticket::Revocation;
+use crate::xdp::{LoudSource, ShedStatus};
 
 impl admin::Control for Control {
     fn ready(&self) -> Result<(), String> {
@@ -27,8 +28,8 @@ impl admin::Control for Control {
             (false, true) => ServiceState::Serving,
             (false, false) => ServiceState::Starting,
         };
-        let warnings =
-            gate.engines.refusal().map(|why| format!("io_uring is refused, epoll took over: {why}"));
+        let uring = gate.engines.refusal().map(|why| format!("io_uring is refused, epoll took over: {why}"));
+        let xdp = gate.xdp.warning();
         ServiceStatus {
             state,
             config: config.path.display().to_string(),
@@ -40,7 +41,7 @@ impl admin::Control for Control {
                 .collect(),
             flow_driver: gate.engines.driver().into(),
             flow_threads: gate.engines.stats().len(),
-            warnings: warnings.into_iter().collect(),
+            warnings: uring.into_iter().chain(xdp).collect(),
         }
     }
 
@@ -54,6 +55,14 @@ impl admin::Control for Control {
             max_sessions_per_user: view.tenant.max_sessions_per_user,
         };
         self.gate.tenants.list().into_iter().map(limits).collect()
+    }
+
+    fn xdp(&self) -> ShedStatus {
+        self.gate.xdp.status()
+    }
+
+    fn top_sources(&self, count: usize) -> Vec<LoudSource> {
+        self.gate.xdp.top_sources(count)
     }
 
     fn close(&self, id: u64) {

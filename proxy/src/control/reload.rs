@@ -12,6 +12,7 @@ use crate::config::{Config, ConfigError};
 use crate::session::{self, CloseReason};
 use crate::ticket::{KeyError, KeyRing};
 use crate::tls::{self, CertificateError, certificate};
+use crate::xdp;
 
 /// Why the old configuration stays.
 #[derive(Debug, Error)]
@@ -66,6 +67,9 @@ impl Control {
         gate.sources.reload(new.limits);
         gate.metrics.set_tenants(&new.tenants.keys().cloned().collect::<Vec<_>>());
         let gone = gate.tenants.reload(&new.tenants, Instant::now());
+        let listen: Vec<_> = self.listeners.iter().map(|(_, address)| *address).collect();
+        gate.xdp.update(xdp::policy(&new, &listen));
+        gate.tenants.tell_all();
         gate.config.store(Arc::new(new));
         let _ = self.log.reload(filter);
         gate.audit.reopen();
@@ -104,9 +108,13 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
             ("proxy_protocol", old.balancers != new.balancers),
             ("tls", old.tls != new.tls),
             ("tickets", old.tickets != new.tickets),
+<<<<<<< HEAD
             ("console_address", old.console != new.console),
             ("desk", old.desk != new.desk),
             ("vcenter", old.vcenter != new.vcenter),
+=======
+            ("xdp", xdp_limits(old) != xdp_limits(new)),
+>>>>>>> xdp
             ("log.filter", old.log.filter != new.log.filter),
         ]),
         needs_restart: named(&[
@@ -114,7 +122,19 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
             ("flow", old.flow != new.flow),
             ("admin", old.admin != new.admin),
             ("audit", old.audit != new.audit),
+            ("xdp", xdp_place(old) != xdp_place(new)),
             ("log.format", old.log.format != new.log.format),
         ]),
     }
+}
+
+/// What of `[xdp]` a reload brings into force.
+fn xdp_limits(config: &Config) -> (xdp::Limits, u32) {
+    (config.xdp.limits, config.xdp.tenant_headroom)
+}
+
+/// What of `[xdp]` waits for a restart.
+fn xdp_place(config: &Config) -> (xdp::Enabled, &[String], xdp::Mode, u32) {
+    let xdp = &config.xdp;
+    (xdp.enabled, &xdp.interfaces, xdp.mode, xdp.max_sources)
 }

@@ -14,6 +14,7 @@ mod public;
 mod reach;
 mod service;
 pub mod user;
+mod xdp;
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -117,6 +118,9 @@ pub fn examine(options: &Options) -> Vec<Finding> {
         });
     }
     let running = service::examine(&mut findings);
+    if let Some(config) = &config {
+        findings.extend(xdp::examine(config));
+    }
     if let Some(config) = &config {
         findings.extend(doors::examine(config, running));
     }

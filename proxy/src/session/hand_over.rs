@@ -64,6 +64,10 @@ pub fn hand_over(gate: &Arc<Gate>, over: HandOver) -> io::Result<()> {
         counters: counters.clone(),
     });
     entry.handed_over();
+    // A PROXY header is no source of packets; whoever sent it is a load balancer, and belongs to nobody.
+    if caller.peer.ip() == caller.source.ip() {
+        gate.xdp.learn(caller.peer.ip(), tenant.number);
+    }
     let held =
         Held { gate: gate.clone(), session: session.clone(), slots: (entry, permit.into_use(), admission) };
     gate.registry.insert(session.clone());

@@ -29,6 +29,9 @@ pub struct XdpSection {
     pub shared_per_second: Option<u32>,
     /// The same at once. Default 400.
     pub shared_burst: Option<u32>,
+    /// SYNs allowed for each session that a tenant's `sessions_per_second` allows: a browser opens several connections
+    /// for one console. Default 4.
+    pub tenant_headroom: Option<u32>,
     /// Resets sent a second under `on_limit = "reset"`; SYNs beyond are dropped. Default 1000.
     pub resets_per_second: Option<u32>,
     /// Drop events a second given to the log and the audit file; the counters miss none. Default 10.
@@ -87,6 +90,8 @@ pub struct XdpConfig {
     pub mode: Mode,
     /// Entries of the tables of sources.
     pub max_sources: u32,
+    /// SYNs for each session that a tenant's rate allows.
+    pub tenant_headroom: u32,
     /// What changes on reload.
     pub limits: Limits,
 }
@@ -112,23 +117,12 @@ pub struct Limits {
 
 /// What is wrong with `[xdp]`.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum XdpConfigError {
-    /// A number outside its range.
-    #[error("[xdp] {key} = {value}: must be {must}")]
-    Range {
-        /// The key.
-        key: &'static str,
-        /// As configured.
-        value: u64,
-        /// The range in words.
-        must: &'static str,
-    },
-    /// Not a name of an interface.
-    #[error("[xdp] interfaces: {0:?} cannot be an interface's name (1 to 15 characters, no slash, no space)")]
-    Interface(String),
-    /// The same name twice.
-    #[error("[xdp] interfaces: {0:?} stands there twice; remove one")]
-    Twice(String),
+#[error("{what}")]
+pub struct XdpConfigError {
+    /// The key, with its section.
+    pub key: &'static str,
+    /// What it holds and what it may hold.
+    pub what: String,
 }
 
 /// Longest that the kernel takes, without the closing zero (IFNAMSIZ).
@@ -141,15 +135,18 @@ impl XdpSection {
     /// Names the key, what it holds and what it may hold.
     pub fn validate(&self) -> Result<XdpConfig, XdpConfigError> {
         let max_sources = self.max_sources.unwrap_or(65_536);
-        range("max_sources", max_sources.into(), 256..=16_777_216, "256 to 16777216")?;
+        range("xdp.max_sources", max_sources.into(), 256..=16_777_216, "256 to 16777216")?;
         let learned = self.learned_seconds.unwrap_or(86_400);
-        range("learned_seconds", learned, 0..=31_536_000, "0 (learn nothing) to 31536000 (a year)")?;
+        range("xdp.learned_seconds", learned, 0..=31_536_000, "0 (learn nothing) to 31536000 (a year)")?;
+        let headroom = self.tenant_headroom.unwrap_or(4);
+        range("xdp.tenant_headroom", headroom.into(), 1..=1000, "1 to 1000")?;
         let global = self.global_per_second.unwrap_or(0);
         Ok(XdpConfig {
             enabled: self.enabled.unwrap_or_default(),
             interfaces: names(&self.interfaces)?,
             mode: self.mode.unwrap_or_default(),
             max_sources,
+            tenant_headroom: headroom,
             limits: Limits {
                 on_limit: self.on_limit.unwrap_or_default(),
                 source: rate(self.source_per_second.unwrap_or(20), self.source_burst.unwrap_or(40)),
@@ -174,7 +171,10 @@ fn range(
     allowed: std::ops::RangeInclusive<u64>,
     must: &'static str,
 ) -> Result<(), XdpConfigError> {
-    if allowed.contains(&value) { Ok(()) } else { Err(XdpConfigError::Range { key, value, must }) }
+    if allowed.contains(&value) {
+        return Ok(());
+    }
+    Err(XdpConfigError { key, what: format!("{value}: must be {must}") })
 }
 
 fn names(names: &[String]) -> Result<Vec<String>, XdpConfigError> {
@@ -182,10 +182,13 @@ fn names(names: &[String]) -> Result<Vec<String>, XdpConfigError> {
         let fits =
             (1..=NAME).contains(&name.len()) && !name.contains(|c: char| c == '/' || c.is_whitespace());
         if !fits {
-            return Err(XdpConfigError::Interface(name.clone()));
+            let what =
+                format!("{name:?} cannot be an interface's name (1 to 15 characters, no slash, no space)");
+            return Err(XdpConfigError { key: "xdp.interfaces", what });
         }
         if names[..i].contains(name) {
-            return Err(XdpConfigError::Twice(name.clone()));
+            let what = format!("{name:?} stands there twice; remove one");
+            return Err(XdpConfigError { key: "xdp.interfaces", what });
         }
     }
     Ok(names.to_vec())
@@ -197,7 +200,7 @@ mod tests {
 
     fn section(text: &str) -> Result<XdpConfig, String> {
         let section: XdpSection = toml::from_str(text).map_err(|e| e.to_string())?;
-        section.validate().map_err(|e| e.to_string())
+        section.validate().map_err(|e| format!("{}: {e}", e.key))
     }
 
     #[test]
@@ -222,7 +225,7 @@ mod tests {
 
     #[test]
     fn refuses_with_the_key() {
-        assert!(section("max_sources = 3").unwrap_err().contains("max_sources = 3: must be 256"));
+        assert!(section("max_sources = 3").unwrap_err().contains("xdp.max_sources: 3: must be 256"));
         assert!(section("interfaces = ['eth0', 'eth0']").unwrap_err().contains("twice"));
         assert!(section("interfaces = ['a name']").unwrap_err().contains("a name"));
         assert!(section("interfaces = ['']").unwrap_err().contains("interface's name"));

@@ -8,7 +8,7 @@ use mksgate_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::prefix::unmapped;
+use super::{address::unmapped, serve::VerdictCount};
 
 /// Totals over all CPUs since the gate started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +47,12 @@ impl CounterReport {
     /// Packets that did not reach the stack.
     pub fn shed(&self) -> u64 {
         Verdict::ALL.into_iter().filter(|v| v.sheds()).map(|v| self.packets(v)).sum()
+    }
+
+    /// Packets by the verdicts' names.
+    pub fn named(&self) -> Vec<VerdictCount> {
+        let count = |v: Verdict| VerdictCount { verdict: v.as_str().to_owned(), packets: self.packets(v) };
+        Verdict::ALL.into_iter().map(count).collect()
     }
 
     /// The tenant of that name; the empty one is the shared tenant.
@@ -102,6 +108,7 @@ pub struct DropEvent {
     /// Whose it was taken for; empty is the shared tenant.
     pub tenant: String,
     /// The verdict's name.
+    #[serde(rename = "reason")]
     pub verdict: &'static str,
     /// The interface's index.
     pub interface: u32,

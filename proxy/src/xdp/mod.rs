@@ -7,6 +7,7 @@
 //! ```
 //! It decides capacity, never policy: without it every limit still holds in userspace, only later.
 
+mod address;
 mod attach;
 mod config;
 mod counters;
@@ -16,7 +17,8 @@ mod local;
 mod maps;
 mod netlink;
 mod policy;
-mod prefix;
+mod samples;
+mod serve;
 mod worker;
 
 pub use config::{Enabled, Limits, Mode, OnLimit, XdpConfig, XdpConfigError, XdpSection};
@@ -25,7 +27,7 @@ pub use error::{GateError, InterfaceProblem, missing_capabilities};
 pub use gate::{Gate, GateStatus, InterfaceStatus, monotonic};
 pub use maps::{Outcome, Program};
 pub use policy::{MAX_TENANT, Policy, PolicyError, TenantPolicy};
-pub use prefix::{Prefix, PrefixError};
+pub use serve::{Shed, ShedStatus, TenantSyns, VerdictCount, policy, start};
 
 /// The compiled XDP program, if this build has one.
 pub const OBJECT: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/xdp_object.rs"));

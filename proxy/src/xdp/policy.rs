@@ -11,9 +11,10 @@ use mksgate_common::{
 };
 
 use super::{
+    address::{mapped, mapped_range},
     config::{Limits, OnLimit},
-    prefix::{Prefix, mapped},
 };
+use crate::config::Cidr;
 
 /// What to protect and for whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub struct Policy {
     /// Every tenant of the configuration.
     pub tenants: Vec<TenantPolicy>,
     /// Load balancers that speak the PROXY protocol.
-    pub balancers: Vec<Prefix>,
+    pub balancers: Vec<Cidr>,
 }
 
 /// One tenant.
@@ -40,7 +41,7 @@ pub struct TenantPolicy {
     /// Connections per second.
     pub rate: Rate,
     /// Where its users come from.
-    pub sources: Vec<Prefix>,
+    pub sources: Vec<Cidr>,
     /// Addresses that only its users connect to.
     pub addresses: Vec<SocketAddr>,
 }
@@ -54,7 +55,7 @@ pub enum PolicyError {
     )]
     SamePrefix {
         /// The prefix.
-        prefix: Prefix,
+        prefix: Cidr,
         /// One owner.
         first: String,
         /// The other.
@@ -147,6 +148,12 @@ impl Policy {
     }
 }
 
+/// The range is one of IPv6 that has the mapped IPv4 addresses inside.
+fn spans_mapped(length: u32, address: &[u8; 16]) -> bool {
+    let differ = u128::from_be_bytes(*address) ^ u128::from_be_bytes(FOUR.1);
+    differ.checked_shr(128 - length).unwrap_or(0) == 0
+}
+
 fn is_mapped(address: &[u8; 16]) -> bool {
     address[..12] == FOUR.1[..12]
 }
@@ -173,9 +180,8 @@ fn prefixes(policy: &Policy) -> Result<BTreeMap<(u32, [u8; 16]), u32>, PolicyErr
     let mut found: BTreeMap<_, (u32, &str)> = BTreeMap::new();
     let mut around_four = false;
     for (prefix, number, name) in owned.chain(balancers) {
-        let (length, address) = prefix.mapped();
-        around_four |=
-            prefix.address.is_ipv6() && Prefix::around(IpAddr::from(FOUR.1), prefix.length) == prefix;
+        let (length, address) = mapped_range(&prefix);
+        around_four |= prefix.address().is_ipv6() && length < FOUR.0 && spans_mapped(length, &address.0);
         let before = found.insert((length, address.0), (number, name));
         if let Some((other, first)) = before
             && other != number

@@ -15,6 +15,7 @@ use mksgate::admin::{
 };
 use mksgate::metrics::{Door, Metrics};
 use mksgate::session::{Registry, Session};
+use mksgate::xdp::{LoudSource, ShedStatus};
 use tokio::sync::oneshot;
 
 /// An appliance that does what it is told to say.
@@ -37,6 +38,12 @@ impl Control for Gate {
     fn tenants(&self) -> Vec<TenantLimits> {
         let tenant = |name: &str, number| TenantLimits { name: name.into(), number, ..Default::default() };
         vec![TenantLimits { max_sessions: Some(5), ..tenant("acme", 1) }, tenant("globex", 2)]
+    }
+    fn xdp(&self) -> ShedStatus {
+        ShedStatus { off: Some("not here".into()), gate: None, packets: Vec::new(), tenants: Vec::new() }
+    }
+    fn top_sources(&self, count: usize) -> Vec<LoudSource> {
+        vec![LoudSource { source: "192.0.2.1".into(), passed: 1, shed: count as u32 }]
     }
     fn close(&self, id: u64) {
         self.closed.lock().unwrap().push(id);

@@ -72,16 +72,17 @@ pub fn memory_of(policy: &Policy, sources: usize) -> Memory {
     for listen in &policy.listen {
         memory.destinations.insert(Destination::new(octets(listen.ip()), listen.port()), 0);
     }
-    let length = |p: &mksgate::xdp::Prefix| u32::from(p.length) + if p.address.is_ipv4() { 96 } else { 0 };
+    let length =
+        |p: &mksgate::config::Cidr| u32::from(p.prefix()) + if p.address().is_ipv4() { 96 } else { 0 };
     for balancer in &policy.balancers {
-        memory.prefixes.push((length(balancer), octets(balancer.address), BALANCER));
+        memory.prefixes.push((length(balancer), octets(balancer.address()), BALANCER));
     }
     memory.tenants[0].rate = limits.shared;
     for tenant in &policy.tenants {
         let max = tenant.max_sessions.unwrap_or(u32::MAX);
         memory.tenants[tenant.number as usize] = Tenant { active: 0, max, rate: tenant.rate };
         for source in &tenant.sources {
-            memory.prefixes.push((length(source), octets(source.address), tenant.number));
+            memory.prefixes.push((length(source), octets(source.address()), tenant.number));
         }
         for address in &tenant.addresses {
             memory.destinations.insert(Destination::new(octets(address.ip()), address.port()), tenant.number);
