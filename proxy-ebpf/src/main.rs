@@ -155,7 +155,11 @@ fn tell(ctx: &XdpContext, syn: &Syn, judgement: &Judgement) {
 /// Turns the SYN into its reset and sends it back; if that cannot be done, it is dropped.
 #[inline(always)]
 fn answer<const FRAGS: bool>(ctx: &XdpContext, syn: &Syn) -> u32 {
-    let done = if syn.v6 { place::<FRAGS, _>(ctx, syn.l3, reset::v6(syn)) } else { place::<FRAGS, _>(ctx, syn.l3, reset::v4(syn)) };
+    let done = if syn.v6 {
+        place::<FRAGS, _>(ctx, syn.l3, reset::v6(syn))
+    } else {
+        place::<FRAGS, _>(ctx, syn.l3, reset::v4(syn))
+    };
     if done {
         return XDP_TX;
     }

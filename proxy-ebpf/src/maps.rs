@@ -6,8 +6,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use mksgate_common::map::{
-    Address, Counters, Destination, Event, Globals, Learned, PORT_WORDS, Source, SourceKey, Tenant, TenantCounters,
-    shared,
+    Address, Counters, Destination, Event, Globals, Learned, PORT_WORDS, Source, SourceKey, Tenant,
+    TenantCounters, shared,
 };
 
 /// One entry, written by userspace.
@@ -45,4 +45,5 @@ pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0)
 pub static TENANT_COUNTERS: PerCpuArray<TenantCounters> = PerCpuArray::with_max_entries(64, 0);
 /// Samples of what was shed.
 #[map]
-pub static EVENTS: RingBuf = RingBuf::with_byte_size((256 * size_of::<Event>().next_power_of_two()) as u32, 0);
+pub static EVENTS: RingBuf =
+    RingBuf::with_byte_size((256 * size_of::<Event>().next_power_of_two()) as u32, 0);

@@ -36,11 +36,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     let filter = start_log(&config)?;
     let listeners = bind(&config)?;
     let threads = front_threads(&config);
-<<<<<<< HEAD
-    let gate = build(config, ports(&listeners))?;
-=======
     let gate = build(config, &listeners)?;
->>>>>>> xdp
     let runtime = if gate.engines.driver() == "io_uring" { Runtime::Uring } else { Runtime::Tokio };
     let fronts = Fronts::start(&gate, &listeners, threads, runtime)?;
     let mut addresses = Vec::new();
@@ -56,7 +52,6 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-<<<<<<< HEAD
 /// The first port of each kind.
 fn ports(listeners: &[Listener]) -> Ports {
     let first = |authd: bool| {
@@ -66,10 +61,7 @@ fn ports(listeners: &[Listener]) -> Ports {
     Ports { tls: first(false), authd: first(true) }
 }
 
-fn build(config: Config, ports: Ports) -> Result<Arc<Gate>, Failure> {
-=======
 fn build(config: Config, listeners: &[Listener]) -> Result<Arc<Gate>, Failure> {
->>>>>>> xdp
     let now = Instant::now();
     let keys = KeyRing::load(&config.tickets.keys)?;
     let provider = config.tls.policy.provider();
@@ -87,17 +79,14 @@ fn build(config: Config, listeners: &[Listener]) -> Result<Arc<Gate>, Failure> {
     let tickets = Arc::new(Tickets::new(config.tickets.policy.clone(), keys));
     let audit = Audit::open(config.audit.file.as_deref(), config.audit.journal)?;
     export(&metrics, &engines, &tickets, &audit);
-<<<<<<< HEAD
     let vcenters = Vcenters::new(config.vcenter.clone(), provider.clone());
     let sampled = vcenters.clone();
     metrics.add_source(move |out| sampled.sample(out));
-=======
     let xdp = start_xdp(&config, listeners, &audit)?;
     let (shed, counts) = (xdp.clone(), xdp.clone());
     metrics.add_source(move |out| shed.sample(out));
     let tenants = Tenants::new(&config.tenants, now);
     tenants.watch(move |tenant, sessions| counts.set_active(tenant, sessions));
->>>>>>> xdp
     Ok(Arc::new(Gate {
         sources: Sources::new(config.limits),
         tenants,
@@ -113,7 +102,7 @@ fn build(config: Config, listeners: &[Listener]) -> Result<Arc<Gate>, Failure> {
         vcenters,
         sdk: SdkSessions::default(),
         desk: Desk::default(),
-        ports,
+        ports: ports(listeners),
         headers_pending: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
         config: ArcSwap::from_pointee(config),

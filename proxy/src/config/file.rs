@@ -382,7 +382,6 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
         },
         audit: Audit { file: file.audit.file.map(|f| context.file(f)), journal: file.audit.journal },
         log: Log { filter: file.log.filter, format: file.log.format },
-<<<<<<< HEAD
         console: Console {
             address: file.console_address.map(|name| console_address(&context, name)).transpose()?,
             tls_port: file.console_tls_port,
@@ -390,9 +389,7 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
         },
         vcenter,
         desk,
-=======
         xdp: file.xdp.validate().map_err(|error| context.error(error.key, &error.what))?,
->>>>>>> xdp
         tenants,
     })
 }

@@ -52,17 +52,14 @@ pub struct Config {
     pub audit: Audit,
     /// The log.
     pub log: Log,
-<<<<<<< HEAD
     /// Where consoles are to be asked for, as tickets name it.
     pub console: Console,
     /// How vCenters are talked to, and the accounts there.
     pub vcenter: Vcenter,
     /// The ticket desk, where there is one.
     pub desk: Option<DeskConfig>,
-=======
     /// The XDP gate.
     pub xdp: XdpConfig,
->>>>>>> xdp
     /// The tenants by name.
     pub tenants: BTreeMap<String, Tenant>,
 }

@@ -108,13 +108,10 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
             ("proxy_protocol", old.balancers != new.balancers),
             ("tls", old.tls != new.tls),
             ("tickets", old.tickets != new.tickets),
-<<<<<<< HEAD
             ("console_address", old.console != new.console),
             ("desk", old.desk != new.desk),
             ("vcenter", old.vcenter != new.vcenter),
-=======
             ("xdp", xdp_limits(old) != xdp_limits(new)),
->>>>>>> xdp
             ("log.filter", old.log.filter != new.log.filter),
         ]),
         needs_restart: named(&[

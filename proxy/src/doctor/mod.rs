@@ -74,7 +74,7 @@ impl Finding {
 
 impl Finding {
     /// Somebody who may not read the service's files does not know whether the service can.
-    fn as_seen_by_a_stranger(self) -> Self {
+    fn seen_by_a_stranger(self) -> Self {
         match self.verdict {
             Verdict::Fail => Self::warn(
                 self.check,
@@ -113,7 +113,7 @@ pub fn examine(options: &Options) -> Vec<Finding> {
             files.extend(audit::examine(config));
             let sees = user::sees_as(account.as_ref());
             findings.extend(
-                files.into_iter().map(|finding| if sees { finding } else { finding.as_seen_by_a_stranger() }),
+                files.into_iter().map(|finding| if sees { finding } else { finding.seen_by_a_stranger() }),
             );
         });
     }
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(worst(&[]) as u8, 0);
         assert_eq!(worst(&[ok.clone(), warn.clone()]) as u8, 1);
         assert_eq!(worst(&[warn, fail.clone(), ok.clone()]) as u8, 2);
-        assert_eq!(fail.as_seen_by_a_stranger().verdict, Verdict::Warn);
-        assert_eq!(ok.clone().as_seen_by_a_stranger(), ok);
+        assert_eq!(fail.seen_by_a_stranger().verdict, Verdict::Warn);
+        assert_eq!(ok.clone().seen_by_a_stranger(), ok);
     }
 }

@@ -74,7 +74,10 @@ pub(super) async fn serve(
         (head, length) = match next {
             Ok((head, length)) if door(path(&head)) == Some(caller.door) => (head, length),
             // Another door wants a connection of its own.
-            Ok(_) => return Ok(farewell(tls, Status::NotFound).await),
+            Ok(_) => {
+                farewell(tls, Status::NotFound).await;
+                return Ok(());
+            }
             Err((Some(status), refused)) => {
                 farewell(tls, status).await;
                 return Err(refused);

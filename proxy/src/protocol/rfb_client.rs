@@ -120,8 +120,8 @@ impl ClientHandshake {
         };
         match kind {
             0 => {
-                let mut rest = buffer[4..].to_vec();
-                self.reason(&mut rest)
+                let rest = buffer[4..].to_vec();
+                self.reason(&rest)
             }
             1 => {
                 buffer.drain(..4);
@@ -141,8 +141,8 @@ impl ClientHandshake {
     fn security_offered(&mut self, version: Version, buffer: &mut Vec<u8>) -> Result<Step, RfbClientError> {
         let Some(&count) = buffer.first() else { return Ok(Step::Wait) };
         if count == 0 {
-            let mut rest = buffer[1..].to_vec();
-            return self.reason(&mut rest);
+            let rest = buffer[1..].to_vec();
+            return self.reason(&rest);
         }
         let Some(offered) = buffer.get(1..=usize::from(count)) else { return Ok(Step::Wait) };
         let chosen = if self.password.is_some() && offered.contains(&VNC_AUTH) {
@@ -185,12 +185,12 @@ impl ClientHandshake {
         if version != Version::Eight {
             return Err(RfbClientError::Refused("the VNC password was not taken".into()));
         }
-        let mut rest = buffer[4..].to_vec();
-        self.reason(&mut rest)
+        let rest = buffer[4..].to_vec();
+        self.reason(&rest)
     }
 
     /// A refusal's text: a length and so many bytes.
-    fn reason(&self, rest: &mut Vec<u8>) -> Result<Step, RfbClientError> {
+    fn reason(&self, rest: &[u8]) -> Result<Step, RfbClientError> {
         let Some(len) = rest.first_chunk::<4>().map(|b| u32::from_be_bytes(*b)) else {
             return Ok(Step::Wait);
         };
