@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::sessions::Opened;
 use super::{SdkSession, ticket};
 use crate::backend::moref;
-use crate::backend::vcenter::{ConsoleKind, Forward, Owner, VcenterError, resolve};
+use crate::backend::vcenter::{ConsoleKind, Owner, VcenterError, resolve};
 use crate::config::{ConsolePower, Tenant};
 use crate::gate::{Caller, Gate};
 use crate::protocol::http::Head;
@@ -14,7 +14,7 @@ use crate::protocol::reply::Reply;
 use crate::protocol::soap::allowed::{self, Allowed, Approved, Handling, Scope};
 use crate::protocol::soap::request::returned;
 use crate::protocol::soap::ticket::ConsoleTicket;
-use crate::protocol::soap::{self, Element, Fault, Message, Moref, Version, answer, call, envelope};
+use crate::protocol::soap::{self, Element, Fault, Message, Moref, answer, call, envelope};
 use crate::ticket::TargetKind;
 
 /// Longest time one WaitForUpdatesEx is held; the client asks again after it.
@@ -37,8 +37,7 @@ pub async fn respond(gate: &Arc<Gate>, caller: &Caller, head: &Head, body: Vec<u
 }
 
 async fn soap_request(gate: &Arc<Gate>, caller: &Caller, head: &Head, body: Vec<u8>) -> (Reply, bool) {
-    let version = Version::of_action(head.header("soapaction"));
-    let request = Request { gate, caller, cookie: cookie(head), version };
+    let request = Request { gate, caller, cookie: cookie(head) };
     let parsed = String::from_utf8(body).map_err(|_| soap::SoapError::Malformed).and_then(|text| call(&text));
     let operation = match parsed {
         Ok(operation) => operation,
@@ -67,7 +66,6 @@ struct Request<'a> {
     gate: &'a Arc<Gate>,
     caller: &'a Caller,
     cookie: Option<String>,
-    version: Version,
 }
 
 impl Request<'_> {
@@ -227,14 +225,9 @@ impl Request<'_> {
             .calls
             .try_acquire()
             .map_err(|_| Fault::new("InvalidState", "Too many calls of this session at once."))?;
-        let forward = Forward {
-            operation: approved.operation.clone(),
-            // Tickets are read here, and the newest versions say the most about the host.
-            version: (approved.line.handling != Handling::Ticket).then(|| self.version.clone()),
-            wait,
-            reach: tenant.targets.clone(),
-        };
-        let asked = self.gate.vcenters.forward(session.key.clone(), forward).await;
+        let key = session.key.clone();
+        let asked =
+            self.gate.vcenters.forward(key, approved.operation.clone(), wait, tenant.targets.clone()).await;
         asked.map_err(|error| {
             self.no_vcenter(session.permit.tenant(), &error);
             match error {
@@ -284,7 +277,7 @@ impl Request<'_> {
             tracing::error!(error, "a console ticket could not be sealed");
             Fault::unavailable()
         })?;
-        Ok(ok(&sealed.answer(method, &self.version)))
+        Ok(ok(&sealed.answer(method)))
     }
 
     fn close(&self) {

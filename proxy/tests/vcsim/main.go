@@ -5,16 +5,11 @@ package main
 
 import (
 	"bytes"
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"flag"
 	"fmt"
 	"io"
 	"log"
-	"math/big"
 	"net/http"
 	"net/url"
 	"os"
@@ -53,25 +48,6 @@ func recorder(next http.Handler, latency time.Duration) http.Handler {
 	})
 }
 
-// certificate makes one as a vCenter has it; the simulator's own is too short a key for today's clients.
-func certificate() tls.Certificate {
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		log.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()),
-		Subject:      pkix.Name{CommonName: "vcenter.example"},
-		NotBefore:    time.Now().Add(-time.Hour),
-		NotAfter:     time.Now().Add(24 * time.Hour),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		log.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-}
-
 func main() {
 	listen := flag.String("l", "127.0.0.1:0", "address")
 	machines := flag.Int("vm", 2, "how many machines")
@@ -102,7 +78,7 @@ func main() {
 	}
 	model.Service.RegisterEndpoints = true
 	model.Service.Listen = &url.URL{Host: *listen, User: url.UserPassword(*user, *password)}
-	model.Service.TLS = &tls.Config{Certificates: []tls.Certificate{certificate()}}
+	model.Service.TLS = new(tls.Config)
 	server := model.Service.NewServer()
 	server.Config.Handler = recorder(server.Config.Handler, *latency)
 	fmt.Println("listening", server.URL.Host)

@@ -72,11 +72,11 @@ async fn acquire(
         ConsoleKind::Mks => "mks",
         ConsoleKind::Webmks => "webmks",
     };
-    let reply = session.ask(with, |_| request::acquire_ticket(vm, name)).await?;
+    let reply = session.ask(with, |_| request::acquire_ticket(vm, name), None).await?;
     match reply.message {
         Message::Body(answer) => Ok(ConsoleTicket::from_answer("AcquireTicket", &answer)?),
         Message::Fault(fault) if kind == ConsoleKind::Mks && fault.is_unknown_operation() => {
-            let reply = session.ask(with, |_| request::acquire_mks_ticket(vm)).await?;
+            let reply = session.ask(with, |_| request::acquire_mks_ticket(vm), None).await?;
             Ok(ConsoleTicket::from_answer("AcquireMksTicket", &body("AcquireMksTicket", reply.message)?)?)
         }
         Message::Fault(fault) => Err(fault_of("AcquireTicket", fault)),
@@ -95,7 +95,7 @@ pub(super) async fn power_on(
 }
 
 async fn power_on_slowly(session: &Arc<Session>, with: &With<'_>, vm: &Moref) -> Result<(), VcenterError> {
-    let reply = session.ask(with, |_| request::power_on(vm)).await?;
+    let reply = session.ask(with, |_| request::power_on(vm), None).await?;
     let answer = match reply.message {
         Message::Body(answer) => answer,
         // Somebody else just did it.
@@ -107,7 +107,7 @@ async fn power_on_slowly(session: &Arc<Session>, with: &With<'_>, vm: &Moref) ->
     let mut pause = LOOK;
     loop {
         let state = |service: &Service| request::task_state(&service.property_collector, &task);
-        let answer = body("RetrieveProperties", session.ask(with, state).await?.message)?;
+        let answer = body("RetrieveProperties", session.ask(with, state, None).await?.message)?;
         match TaskState::from_answer(&answer)? {
             TaskState::Success => return Ok(()),
             TaskState::Error(text) => return Err(VcenterError::PowerOn(text)),

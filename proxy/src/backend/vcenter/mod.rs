@@ -30,10 +30,10 @@ pub use session::{Owner, SessionKey};
 use crate::config::TargetRange;
 use crate::metrics::Samples;
 use crate::protocol::soap::request::Service;
-use crate::protocol::soap::{Element, Message, Moref, Version};
+use crate::protocol::soap::{Element, Message, Moref};
 use crate::ticket::Target;
 use endpoint::{Endpoint, lock};
-use session::{Asked, Credentials, Session, With};
+use session::{Credentials, Session, With};
 
 /// Where a tenant's consoles and vCenters may be.
 pub type Reach<'a> = &'a [TargetRange];
@@ -77,18 +77,6 @@ struct Pool {
 struct Settings {
     vcenter: Vcenter,
     provider: Arc<CryptoProvider>,
-}
-
-/// What is asked for a client of `/sdk`.
-pub struct Forward {
-    /// The operation, checked.
-    pub operation: Element,
-    /// The client's API version, for answers that it understands; the server's newest where absent.
-    pub version: Option<Version>,
-    /// How long a long poll may take on top of a call.
-    pub wait: Option<Duration>,
-    /// Where the tenant's vCenters may be.
-    pub reach: Vec<TargetRange>,
 }
 
 /// An answer for a client of `/sdk`.
@@ -166,18 +154,20 @@ impl Vcenters {
         .await
     }
 
-    /// Asks for a client of `/sdk`, in its session.
-    pub async fn forward(&self, key: SessionKey, asked: Forward) -> Result<Forwarded, VcenterError> {
+    /// Asks for a client of `/sdk`, in its session. `wait` is how long a long poll may take on top.
+    pub async fn forward(
+        &self,
+        key: SessionKey,
+        operation: Element,
+        wait: Option<Duration>,
+        reach: Vec<TargetRange>,
+    ) -> Result<Forwarded, VcenterError> {
         let pool = self.pool.clone();
         self.on_control(async move {
             let session = lock(&pool.sessions).get(&key).cloned().ok_or(VcenterError::NotRunning)?;
             let settings = pool.settings.load_full();
             session.touch(Instant::now());
-            let Forward { operation, version, wait, reach } = asked;
-            let version = version.map(|version| version.to_string());
-            let asked =
-                Asked { operation: |_: &Service| operation.clone(), version: version.as_deref(), wait };
-            let reply = session.ask_as(&settings.with(&reach), asked).await?;
+            let reply = session.ask(&settings.with(&reach), |_| operation.clone(), wait).await?;
             session.touch(Instant::now());
             Ok(Forwarded { text: reply.text, message: reply.message })
         })
@@ -346,7 +336,7 @@ impl Pool {
             tokio::spawn(async move {
                 // One that is lost is opened again here where it can be, and not when a person waits for it.
                 let keep = |_: &Service| crate::protocol::soap::request::current_time();
-                let _ = session.ask(&settings.with(&everywhere()), keep).await;
+                let _ = session.ask(&settings.with(&everywhere()), keep, None).await;
             });
         }
         let used: std::collections::HashSet<_> =

@@ -17,16 +17,6 @@ use rustls::crypto::CryptoProvider;
 /// The API version asked for until the server has said which it speaks.
 const FIRST_VERSION: &str = "6.0";
 
-/// What is asked in a session.
-pub(super) struct Asked<'a, F> {
-    /// The operation, when the server's own ids are known.
-    pub(super) operation: F,
-    /// The API version to ask in, where it is not the server's newest.
-    pub(super) version: Option<&'a str>,
-    /// How much longer than a call it may take.
-    pub(super) wait: Option<std::time::Duration>,
-}
-
 /// Who a session belongs to. No secret is in it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionKey {
@@ -112,29 +102,20 @@ impl Session {
         Ok(fresh)
     }
 
-    /// Asks in the session, in the server's newest version.
+    /// Asks in the session. A session that the server no longer knows is opened again, once; a clone ticket cannot do that.
     pub(super) async fn ask(
         &self,
         with: &With<'_>,
         operation: impl Fn(&Service) -> Element,
+        wait: Option<std::time::Duration>,
     ) -> Result<Reply, VcenterError> {
-        self.ask_as(with, Asked { operation, version: None, wait: None }).await
-    }
-
-    /// Asks in the session. A session that the server no longer knows is opened again, once; a clone ticket cannot do that.
-    pub(super) async fn ask_as<F: Fn(&Service) -> Element>(
-        &self,
-        with: &With<'_>,
-        asked: Asked<'_, F>,
-    ) -> Result<Reply, VcenterError> {
-        let Asked { operation, version: wanted, wait } = asked;
         let mut open = self.ensure(with).await?;
         for attempt in 0.. {
             let operation = operation(&open.service);
             let call = Call {
                 operation: &operation,
                 cookie: Some(&open.cookie),
-                version: wanted.unwrap_or_else(|| version(&open.service)),
+                version: version(&open.service),
                 reach: with.reach,
                 wait,
             };

@@ -11,13 +11,11 @@ pub mod fault;
 mod parse;
 pub mod request;
 pub mod ticket;
-mod version;
 
 pub use element::{Element, Moref, TypeName};
 pub use envelope::{Message, call, envelope};
 pub use fault::Fault;
 pub use parse::{Limits, SoapError, parse};
-pub use version::Version;
 
 /// The namespace of every operation and every value.
 pub const VIM: &str = "urn:vim25";

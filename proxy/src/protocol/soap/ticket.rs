@@ -3,7 +3,6 @@
 use super::element::Element;
 use super::parse::SoapError;
 use super::request::returned;
-use super::version::Version;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// `VirtualMachineTicket` or `VirtualMachineMksTicket`.
@@ -60,32 +59,35 @@ impl ConsoleTicket {
         })
     }
 
-    /// The answer to `operation` that says this to a client of this version: the list of thumbprints came with 7.0.3.1, the
-    /// URL with 7.0, and clients fail on what their version does not know. `AcquireMksTicket` never had either.
-    pub fn answer(&self, operation: &str, version: &Version) -> Element {
-        // By its length in characters: 20 bytes and their colons.
-        let sha1 = self.thumbprints.iter().find(|t| t.len() == 59);
+    /// The answer to `operation` that says this; `webmks` tickets carry a URL, `AcquireMksTicket` knows no list.
+    pub fn answer(&self, operation: &str) -> Element {
         let mut value = Element::new("returnval")
             .has("ticket", self.ticket.as_str())
             .has("cfgFile", self.cfg_file.as_str())
             .with_some(self.host.as_ref().map(|host| Element::text("host", host.as_str())))
             .with_some(self.port.map(|port| Element::text("port", port.to_string())))
-            .with_some(sha1.map(|t| Element::text("sslThumbprint", t.as_str())));
-        if operation != "AcquireTicket" {
-            return Element::new(format!("{operation}Response")).with(value);
+            // By its length in characters: 20 bytes and their colons.
+            .with_some(
+                self.thumbprints
+                    .iter()
+                    .find(|t| t.len() == 59)
+                    .map(|t| Element::text("sslThumbprint", t.as_str())),
+            );
+        if operation == "AcquireTicket" {
+            for (print, algorithm) in self.thumbprints.iter().filter_map(|t| match t.len() {
+                59 => Some((t, "SHA-1")),
+                95 => Some((t, "SHA-256")),
+                _ => None,
+            }) {
+                value = value.with(
+                    Element::new("certThumbprintList")
+                        .has("thumbprint", print.as_str())
+                        .has("hashAlgorithm", algorithm),
+                );
+            }
+            value = value.with_some(self.url.as_ref().map(|url| Element::text("url", url.as_str())));
         }
-        let listed = self.thumbprints.iter().filter(|_| version.is_at_least(&[7, 0, 3, 1]));
-        for (print, algorithm) in listed.filter_map(|t| match t.len() {
-            59 => Some((t, "SHA-1")),
-            95 => Some((t, "SHA-256")),
-            _ => None,
-        }) {
-            let entry = Element::new("certThumbprintList");
-            value = value.with(entry.has("thumbprint", print.as_str()).has("hashAlgorithm", algorithm));
-        }
-        let url = self.url.as_ref().filter(|_| version.is_at_least(&[7, 0]));
-        value = value.with_some(url.map(|url| Element::text("url", url.as_str())));
-        Element::new("AcquireTicketResponse").with(value)
+        Element::new(format!("{operation}Response")).with(value)
     }
 }
 
@@ -106,37 +108,16 @@ mod tests {
             thumbprints: vec![sha1.clone(), sha256],
             url: Some("wss://console.example:443/ticket/x".into()),
         };
-        let text = envelope(&ticket.answer("AcquireTicket", &Version::parse("8.0.0.0")));
+        let text = envelope(&ticket.answer("AcquireTicket"));
         let Message::Body(answer) = Message::answer(&text).unwrap() else { panic!() };
         assert_eq!(ConsoleTicket::from_answer("AcquireTicket", &answer).unwrap(), ticket);
-        let Message::Body(answer) =
-            Message::answer(&envelope(&ticket.answer("AcquireMksTicket", &Version::parse("8.0.0.0"))))
-                .unwrap()
+        let Message::Body(answer) = Message::answer(&envelope(&ticket.answer("AcquireMksTicket"))).unwrap()
         else {
             panic!()
         };
         let old = ConsoleTicket::from_answer("AcquireMksTicket", &answer).unwrap();
         assert_eq!((&old.thumbprints, &old.url), (&vec![sha1], &None));
         assert!(ConsoleTicket::from_answer("AcquireTicket", &answer).is_err());
-    }
-
-    #[test]
-    fn an_old_client_is_told_nothing_it_does_not_know() {
-        let ticket = ConsoleTicket {
-            ticket: "t".into(),
-            cfg_file: "c".into(),
-            host: None,
-            port: None,
-            thumbprints: vec![["AB"; 20].join(":")],
-            url: Some("wss://h/ticket/t".into()),
-        };
-        let names = |version: &str| -> Vec<String> {
-            let answer = ticket.answer("AcquireTicket", &Version::parse(version));
-            answer.children[0].children.iter().skip(2).map(|child| child.name.clone()).collect()
-        };
-        assert_eq!(names("6.5"), ["sslThumbprint"]);
-        assert_eq!(names("7.0"), ["sslThumbprint", "url"]);
-        assert_eq!(names("8.0.0.0"), ["sslThumbprint", "certThumbprintList", "url"]);
     }
 
     #[test]
