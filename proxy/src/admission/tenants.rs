@@ -216,7 +216,6 @@ mod tests {
             targets: vec![],
             idle: None,
             session: None,
-            console_power: Default::default(),
         }
     }
 

@@ -4,7 +4,6 @@ use std::error::Error;
 use std::path::Path;
 
 use crate::config::Config;
-use crate::desk::users;
 use crate::ticket::KeyRing;
 use crate::tls::certificate;
 
@@ -20,16 +19,6 @@ pub fn run(path: &Path) -> Result<(), Box<dyn Error>> {
     for (door, addresses) in [("tls", &config.listen.tls), ("authd", &config.listen.authd)] {
         for address in addresses {
             println!("door {door}: {address}");
-        }
-    }
-    for (name, account) in &config.vcenter.accounts {
-        account.secret.read()?;
-        println!("vCenter {name}: {}:{} as {}", account.host, account.port, account.user);
-    }
-    if let Some(desk) = &config.desk {
-        println!("{}: {} users of {} orgs", desk.users.display(), users::read(&desk.users)?, desk.orgs.len());
-        if let Some(token) = &desk.token {
-            token.read()?;
         }
     }
     println!("ok");

@@ -14,10 +14,8 @@ use std::time::Duration;
 
 pub use error::ConfigError;
 pub use file::LogFormat;
-pub use tenant::{Cidr, ConsolePower, TargetRange, Tenant};
+pub use tenant::{Cidr, TargetRange, Tenant};
 
-use crate::backend::vcenter::Vcenter;
-use crate::desk::DeskConfig;
 use crate::flow::{Driver, FlowConfig, Mode};
 use crate::ticket::TicketPolicy;
 use crate::tls::Policy;
@@ -52,12 +50,6 @@ pub struct Config {
     pub audit: Audit,
     /// The log.
     pub log: Log,
-    /// Where consoles are to be asked for, as tickets name it.
-    pub console: Console,
-    /// How vCenters are talked to, and the accounts there.
-    pub vcenter: Vcenter,
-    /// The ticket desk, where there is one.
-    pub desk: Option<DeskConfig>,
     /// The XDP gate.
     pub xdp: XdpConfig,
     /// The tenants by name.
@@ -163,17 +155,6 @@ pub struct Web {
     pub origins: Vec<String>,
     /// How often a silent connection is kept awake; `None`: never.
     pub ping: Option<Duration>,
-}
-
-/// The public address of the consoles, which a load balancer or a port forward may make another than the listeners'.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Console {
-    /// Name or address; the one a client dialled where absent.
-    pub address: Option<String>,
-    /// Public port of the TLS doors; the listener's where absent.
-    pub tls_port: Option<u16>,
-    /// Public port of the authd doors; the listener's where absent.
-    pub authd_port: Option<u16>,
 }
 
 /// Socket options of both legs.

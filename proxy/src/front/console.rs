@@ -161,7 +161,6 @@ impl Door<'_> {
             },
             within: config.deadlines.backend,
             provider: self.gate.provider.load_full(),
-            vcenters: &self.gate.vcenters,
             metrics: &self.gate.metrics,
         };
         let opened = backend::open(permit.target(), permit.vm(), opening).await;

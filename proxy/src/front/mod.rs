@@ -2,7 +2,6 @@
 //! Everything here is short-lived; no console's bytes pass through it.
 
 mod accept;
-mod api;
 mod authd;
 mod console;
 mod dialogue;

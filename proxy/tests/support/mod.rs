@@ -2,7 +2,6 @@
 #![allow(dead_code, missing_docs, clippy::allow_attributes, reason = "each test binary uses its part of it")]
 
 pub mod client;
-pub mod vcsim;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
