@@ -119,6 +119,7 @@ fn a_bad_file_changes_nothing_and_a_good_one_everything_it_says() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("max_sesions"));
     ping(&mut stream);
     client::open(client::authd(gate.authd), &gate.ticket(&host), VM).expect("the old file is in force");
+    assert_eq!(gate.wait_closed(), "client_closed");
 
     fs::write(&path, good.replace("[tenants.acme]", "[tenants.bolt]")).unwrap();
     succeeds(&gate, &["reload"]);

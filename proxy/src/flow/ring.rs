@@ -386,7 +386,9 @@ impl Driver for RingDriver {
             woken |= self.on_completion(core, user_data, result, flags);
         }
         self.completions = completions;
-        self.bulk.collect(core);
+        if !self.engaged.is_empty() {
+            self.bulk.collect(core);
+        }
         Ok(woken)
     }
 

@@ -45,7 +45,7 @@ impl RingDriver {
     pub(super) fn quiesce(&mut self, core: &mut Core, key: u32, goal: Goal) {
         let Some(flow) = core.flows.get_mut(key) else { return };
         let already = matches!(flow.stage, Stage::Quiescing(_));
-        if flow.stage == Stage::Ready && core.mode != Mode::Splice {
+        if flow.stage == Stage::Ready && core.mode != Mode::Splice && flow.layers.is_none() {
             self.bulk.remove(flow);
         }
         flow.stage = Stage::Quiescing(goal);
