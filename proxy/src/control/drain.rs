@@ -4,19 +4,33 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::gate::Gate;
+
+/// How often handshakes under way are looked at; their own deadlines end them.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// Waits until no session is left, the deadline (which an operator may move) has come, or another signal asks for the end
 /// now. Returns how many sessions are left.
 pub(super) async fn wait(gate: &Arc<Gate>, deadline: watch::Receiver<Option<Instant>>) -> usize {
     tokio::select! {
-        () = gate.registry.emptied() => {}
+        () = nobody_left(gate) => {}
         () = passed(deadline) => {}
         () = signalled() => {}
     }
     gate.registry.len()
+}
+
+/// Returns when no console is left and none is on its way: a client that was told `200 Connect` is not yet in the registry.
+async fn nobody_left(gate: &Gate) {
+    loop {
+        gate.registry.emptied().await;
+        if gate.sources.counts().0 == 0 {
+            return;
+        }
+        sleep(LOOK).await;
+    }
 }
 
 async fn passed(mut deadline: watch::Receiver<Option<Instant>>) {
