@@ -1,5 +1,7 @@
 //! Simulator and load generator.
 
 pub mod load;
+pub mod report;
+pub mod run;
 pub mod sim;
 pub mod suites;

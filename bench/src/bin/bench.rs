@@ -1,108 +1,176 @@
-//! Measures mksgate beside its peers. Exits with 1 if a goal is missed and `--strict` is given.
+//! Measures mksgate beside its peers: `cargo xtask bench`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use clap::{Parser, ValueEnum};
-use mksgate_bench::load::contender::{Contender, MKSGATE};
-use mksgate_bench::load::cost::cores;
-use mksgate_bench::suites::{Outcome, flow, idle};
-use serde_json::json;
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+use mksgate_bench::report::{Ended, Ran, goals, json};
+use mksgate_bench::run::facts::{Host, open_files};
+use mksgate_bench::run::{Context, Interrupted, Options, Outcome, Skip, Stop};
+use mksgate_bench::suites::{self, Suite};
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Suite {
-    Flow,
-    Idle,
-}
-
-/// Measures the flow engine beside HAProxy and nginx on this machine, everything over loopback.
+/// Measures mksgate beside its peers on this machine, over loopback and network namespaces of its own.
+///
+/// Without --suite, all suites run. Prints a table per case and at the end which goals were kept.
 #[derive(Parser)]
+#[command(max_term_width = 110)]
 struct Args {
     /// What to measure; may be given several times.
-    #[arg(long, value_enum, required = true)]
-    suite: Vec<Suite>,
-    /// Rounds per case; medians are reported.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Seconds per round.
-    #[arg(long, default_value_t = 1.5)]
-    seconds: f64,
-    /// Idle sessions to hold.
-    #[arg(long, default_value_t = 5000)]
-    sessions: usize,
-    /// Also measure the engine's other drivers and modes.
+    #[arg(long, value_name = "NAME")]
+    suite: Vec<String>,
+    /// Only these beside mksgate, separated by commas: direct, haproxy, nginx, ….
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    peers: Vec<String>,
+    /// Under five minutes: fewer and shorter rounds, fewer cases.
     #[arg(long)]
-    engines: bool,
-    /// Only bulk cases with so many flows; 0: none.
+    quick: bool,
+    /// List the suites and their peers, and end.
     #[arg(long)]
-    bulk: Vec<usize>,
-    /// Only ping-pong cases with so many flows; 0: none.
-    #[arg(long)]
-    ping_pong: Vec<usize>,
-    /// Leave nginx and direct connections out.
-    #[arg(long)]
-    brief: bool,
-    /// Write goals and all rounds to this file.
-    #[arg(long)]
+    list: bool,
+    /// Write goals, host and all rounds to this file.
+    #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Exit with 1 if a goal is missed.
+    /// Exit with 1 if a goal is short or a suite failed.
     #[arg(long)]
     strict: bool,
+    /// Rounds per case; medians are reported.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Seconds per round.
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Sessions to hold at most.
+    #[arg(long)]
+    sessions: Option<usize>,
+    /// Minutes that `soak` runs.
+    #[arg(long, value_name = "MINUTES")]
+    soak: Option<f64>,
+    /// Where random choices begin.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// flow: also measure the engine's other drivers and modes.
+    #[arg(long)]
+    engines: bool,
+    /// flow: only bulk cases with so many flows; 0: none.
+    #[arg(long)]
+    bulk: Vec<usize>,
+    /// flow: only ping-pong cases with so many flows; 0: none.
+    #[arg(long)]
+    ping_pong: Vec<usize>,
 }
 
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
-    let mut outcomes = Vec::new();
-    if args.suite.contains(&Suite::Flow) {
-        outcomes.push(("flow", flow::run(&plan(&args))?));
+    if args.list {
+        list();
+        return Ok(ExitCode::SUCCESS);
     }
-    if args.suite.contains(&Suite::Idle) {
-        outcomes.push(("idle", idle::run(args.sessions, &[MKSGATE, Contender::Haproxy, Contender::Nginx])?));
+    let chosen = chosen(&args)?;
+    for file in [&args.json].into_iter().flatten() {
+        writable(file)?;
     }
-    let ok = report(&outcomes);
-    if let Some(file) = &args.json {
-        let goals: Vec<_> = outcomes.iter().flat_map(|(_, outcome)| &outcome.goals).collect();
-        let suites: serde_json::Map<_, _> =
-            outcomes.iter().map(|(name, outcome)| ((*name).to_owned(), outcome.raw.clone())).collect();
-        let all = json!({ "goals": goals, "suites": suites, "cores": cores() });
-        std::fs::write(file, serde_json::to_vec_pretty(&all)?)
-            .with_context(|| format!("writing {}", file.display()))?;
-    }
-    Ok(if ok || !args.strict { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn plan(args: &Args) -> flow::Plan {
-    let mut plan = flow::Plan::full(args.rounds, args.seconds);
-    if !args.bulk.is_empty() {
-        plan.bulk.retain(|case| args.bulk.contains(&case.flows));
-    }
-    if !args.ping_pong.is_empty() {
-        plan.ping_pong.retain(|case| args.ping_pong.contains(&case.flows));
-    }
-    if args.brief {
-        plan.contenders.retain(|c| *c == MKSGATE || *c == Contender::Haproxy);
-    }
-    if args.engines {
-        for (driver, mode) in [
-            ("io-uring", "splice"),
-            ("io-uring", "copy"),
-            ("epoll", "adaptive"),
-            ("epoll", "splice"),
-            ("epoll", "copy"),
-        ] {
-            plan.contenders.push(Contender::Mksgate { driver, mode });
+    let stop = Stop::on_signals()?;
+    let context = Context::new(options(&args), stop.clone())?;
+    open_files();
+    let host = Host::here();
+    println!("{} · {} · {} cores", host.kernel, host.cpu, host.cores);
+    let mut ran = Vec::new();
+    for suite in chosen {
+        ran.push(run(suite, &context));
+        // After every suite: what was measured survives whatever comes.
+        write(&args, &host, &ran)?;
+        if stop.asked() {
+            break;
         }
     }
-    plan
+    println!("\n{}", goals::table(&ran));
+    goals::remarks(&ran).iter().for_each(|remark| println!("{remark}"));
+    let kept = ran
+        .iter()
+        .all(|ran| !matches!(ran.ended, Ended::Failed(_)) && ran.outcome.goals.iter().all(|goal| goal.ok));
+    Ok(match (stop.asked(), kept || !args.strict) {
+        (true, _) => ExitCode::from(130),
+        (false, true) => ExitCode::SUCCESS,
+        (false, false) => ExitCode::FAILURE,
+    })
 }
 
-fn report(outcomes: &[(&str, Outcome)]) -> bool {
-    println!();
-    let goals = outcomes.iter().flat_map(|(_, outcome)| &outcome.goals);
-    goals.fold(true, |all, goal| {
-        let mark = if goal.ok { "kept  " } else { "MISSED" };
-        println!("{mark} {}: {:.3} (goal {})", goal.name, goal.measured, goal.goal);
-        all && goal.ok
-    })
+fn list() {
+    for suite in suites::ALL {
+        let state = if suite.run.is_some() { "" } else { " (not there yet)" };
+        let peers = if suite.peers.is_empty() {
+            String::new()
+        } else {
+            format!("; peers: {}", suite.peers.join(", "))
+        };
+        println!("{:<10} {}{peers}{state}", suite.name, suite.about);
+    }
+}
+
+/// The suites that were named, in the order in which they run; all, if none was.
+fn chosen(args: &Args) -> Result<Vec<&'static Suite>> {
+    if let Some(unknown) = args.suite.iter().find(|name| suites::find(name).is_none()) {
+        bail!("no suite is called {unknown:?}; there are {}", suites::names());
+    }
+    if let Some(unknown) = args.peers.iter().find(|name| !suites::peer_exists(name)) {
+        bail!("no peer is called {unknown:?}; there are {}", suites::peers());
+    }
+    let wanted = |suite: &&Suite| args.suite.is_empty() || args.suite.iter().any(|name| name == suite.name);
+    Ok(suites::ALL.iter().filter(wanted).collect())
+}
+
+fn options(args: &Args) -> Options {
+    Options {
+        quick: args.quick,
+        peers: args.peers.clone(),
+        rounds: args.rounds,
+        seconds: args.seconds,
+        sessions: args.sessions,
+        soak: args.soak.map(|minutes| Duration::from_secs_f64(minutes * 60.0)),
+        engines: args.engines,
+        bulk: args.bulk.clone(),
+        ping_pong: args.ping_pong.clone(),
+        seed: args.seed,
+    }
+}
+
+fn run(suite: &'static Suite, context: &Context) -> Ran {
+    println!("\n== {}: {}", suite.name, suite.about);
+    let (began, mut outcome) = (Instant::now(), Outcome::default());
+    let ended = match suite.run {
+        None => Ended::Skipped("not there yet".to_owned()),
+        Some(run) => match run(context, &mut outcome) {
+            Ok(()) => outcome.broken.take().map_or(Ended::Complete, Ended::Failed),
+            Err(error) if error.is::<Interrupted>() => Ended::Interrupted,
+            Err(error) if error.is::<Skip>() => Ended::Skipped(format!("{error:#}")),
+            Err(error) => Ended::Failed(format!("{error:#}")),
+        },
+    };
+    let (name, about, seconds) = (suite.name, suite.about, began.elapsed().as_secs_f64());
+    let mut ran = Ran { name, about, ended, seconds, outcome, foreign: context.take_watched() };
+    ran.judge();
+    if let Some(remark) = ran.remark() {
+        println!("{remark}");
+    }
+    ran
+}
+
+/// Found out before the first round, not after the last.
+fn writable(file: &Path) -> Result<()> {
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(file)
+        .map(drop)
+        .with_context(|| format!("cannot write {}", file.display()))
+}
+
+fn write(args: &Args, host: &Host, ran: &[Ran]) -> Result<()> {
+    if let Some(file) = &args.json {
+        std::fs::write(file, serde_json::to_vec_pretty(&json::all(host, ran))?)
+            .with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(())
 }

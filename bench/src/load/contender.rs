@@ -3,13 +3,14 @@
 
 use std::fmt;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+
+use crate::run::Process;
+use crate::run::process::{find, own, version};
 
 /// One way from the client to the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,64 +51,65 @@ pub struct Running {
     pub contender: Contender,
     /// Where clients connect.
     pub address: SocketAddr,
-    child: Option<Child>,
+    process: Option<Process>,
 }
 
 impl Running {
     /// The process, if there is one.
     pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
+        self.process.as_ref().map(Process::pid)
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+impl fmt::Display for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.contender.fmt(f)
     }
 }
 
 impl Contender {
     /// Starts it in front of `backend`, its files in `dir`. `None` if the program is not installed.
     pub fn start(self, backend: SocketAddr, dir: &Path) -> Result<Option<Running>> {
-        let (address, child) = match self {
+        let (address, process) = match self {
             Self::Direct => (backend, None),
-            Self::Mksgate { driver, mode } => relay(backend, driver, mode).map(|(a, c)| (a, Some(c)))?,
+            Self::Mksgate { driver, mode } => relay(backend, driver, mode, dir).map(|(a, p)| (a, Some(p)))?,
             Self::Haproxy | Self::Nginx => {
                 let Some(program) = self.program() else { return Ok(None) };
-                let address = free_address()?;
-                let child = self.peer(&program, address, backend, dir)?;
-                (address, Some(child))
+                let log = dir.join(format!("{self}.log"));
+                let (process, address) = Process::listening(&self.to_string(), &log, |address| {
+                    self.peer(&program, address, backend, dir)
+                })?;
+                (address, Some(process))
             }
         };
-        let mut running = Running { contender: self, address, child };
-        await_listener(&mut running)
-            .with_context(|| fs::read_to_string(dir.join(format!("{self}.log"))).unwrap_or_default())?;
-        Ok(Some(running))
+        Ok(Some(Running { contender: self, address, process }))
+    }
+
+    /// The name for `--peers`.
+    pub fn peer_name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Mksgate { .. } => "mksgate",
+            Self::Haproxy => "haproxy",
+            Self::Nginx => "nginx",
+        }
     }
 
     /// Its version, for the report.
     pub fn version(self) -> String {
-        let (flag, program) = match self {
-            Self::Haproxy | Self::Nginx => ("-v", self.program()),
-            Self::Direct | Self::Mksgate { .. } => return env!("CARGO_PKG_VERSION").into(),
-        };
-        let Some(program) = program else { return "not installed".into() };
-        let output = Command::new(program).arg(flag).output();
-        let text = output.map(|o| [o.stdout, o.stderr].concat()).unwrap_or_default();
-        String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned()
+        match self {
+            Self::Direct | Self::Mksgate { .. } => env!("CARGO_PKG_VERSION").into(),
+            Self::Haproxy | Self::Nginx => {
+                self.program().map_or_else(|| "not installed".into(), |program| version(&program, "-v"))
+            }
+        }
     }
 
     fn program(self) -> Option<PathBuf> {
-        let name = if self == Self::Haproxy { "haproxy" } else { "nginx" };
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let places = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]).collect::<Vec<_>>();
-        places.into_iter().map(|place| place.join(name)).find(|file| file.is_file())
+        find(self.peer_name())
     }
 
-    fn peer(self, program: &Path, listen: SocketAddr, backend: SocketAddr, dir: &Path) -> Result<Child> {
+    fn peer(self, program: &Path, listen: SocketAddr, backend: SocketAddr, dir: &Path) -> Result<Command> {
         let file = dir.join(format!("{self}.conf"));
         let mut command = Command::new(program);
         let text = match self {
@@ -121,9 +123,7 @@ impl Contender {
             }
         };
         fs::write(&file, text)?;
-        let log = fs::File::create(dir.join(format!("{self}.log")))?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        command.spawn().with_context(|| format!("starting {}", program.display()))
+        Ok(command)
     }
 }
 
@@ -149,39 +149,11 @@ fn nginx(listen: SocketAddr, backend: SocketAddr, dir: &Path) -> String {
 }
 
 /// The relay of this package, next to this program.
-fn relay(backend: SocketAddr, driver: &str, mode: &str) -> Result<(SocketAddr, Child)> {
-    let program = std::env::current_exe()?.with_file_name("relay");
-    let mut child = Command::new(&program)
-        .args(["--connect", &backend.to_string(), "--driver", driver, "--mode", mode])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("starting {}; build the whole package mksgate-bench", program.display()))?;
-    let mut line = String::new();
-    let stdout = child.stdout.take().context("the relay's output")?;
-    BufReader::new(stdout).read_line(&mut line)?;
-    let address = line.trim().parse().with_context(|| format!("the relay says {line:?}"))?;
-    Ok((address, child))
-}
-
-fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?)
-}
-
-/// Waits until the proxy listens. A connection made to find out would reach the backend; the kernel's table does not.
-fn await_listener(running: &mut Running) -> Result<()> {
-    let limit = Instant::now() + Duration::from_secs(10);
-    let port = format!(":{:04X} ", running.address.port());
-    while Instant::now() < limit {
-        if let Some(status) = running.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
-            bail!("{} ended at once: {status}", running.contender);
-        }
-        let table = fs::read_to_string("/proc/net/tcp")?;
-        // Local address, remote address, state 0A: LISTEN.
-        if table.lines().any(|line| line.contains(&port) && line.contains(" 00000000:0000 0A ")) {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    bail!("{} does not listen", running.contender)
+fn relay(backend: SocketAddr, driver: &str, mode: &str, dir: &Path) -> Result<(SocketAddr, Process)> {
+    let mut command = Command::new(own("relay")?);
+    command.args(["--connect", &backend.to_string(), "--driver", driver, "--mode", mode]);
+    let mut process = Process::start("relay", &command, &dir.join(format!("relay-{driver}-{mode}.log")))?;
+    let line = process.first_line()?;
+    let address = line.parse().with_context(|| format!("the relay says {line:?}"))?;
+    Ok((address, process))
 }

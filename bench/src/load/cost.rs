@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Instant;
 
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::time::ClockId;
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// A reading of all clocks.
@@ -25,7 +26,7 @@ pub struct Cost {
     pub proxy: f64,
     /// The whole machine, kernel threads and interrupts included, without the programs of others.
     pub system: f64,
-    /// CPU time of programs that are neither the proxy nor the generator, as a share of the machine.
+    /// CPU time of programs that neither are this one nor were started by it, as a share of the machine.
     pub noise: f64,
     /// CPU time the hypervisor gave to others, as a share of the machine.
     pub steal: f64,
@@ -35,9 +36,14 @@ impl Reading {
     /// Reads the clocks; `proxy` is the process under test, if there is one.
     pub fn take(proxy: Option<u32>) -> Self {
         let (busy, steal) = machine();
-        let tree = proxy.map(tree).unwrap_or_default();
-        let others = others(&tree);
-        Self { at: Instant::now(), proxy: tree.into_iter().map(process).sum(), others, busy, steal }
+        let proxy = proxy.map(tree).unwrap_or_default();
+        Self {
+            at: Instant::now(),
+            proxy: proxy.into_iter().map(process).sum(),
+            others: others(),
+            busy,
+            steal,
+        }
     }
 
     /// What happened since.
@@ -104,21 +110,31 @@ fn machine() -> (f64, f64) {
     ([0, 1, 2, 5, 6].into_iter().map(field).sum(), field(7))
 }
 
-/// CPU seconds of a process, threads that ended included (proc_pid_stat(5), utime and stime).
-fn process(pid: u32) -> f64 {
+/// CPU seconds of a process, threads that ended and io-wq workers included, to the nanosecond (clock_getcpuclockid(3));
+/// where that is not to be had, to the tick (proc_pid_stat(5), utime and stime).
+pub fn process(pid: u32) -> f64 {
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid.cast_signed()));
+    if let Ok(time) = clock.and_then(ClockId::now) {
+        return time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9;
+    }
     let fields = stat(pid);
     let field = |n: usize| fields.get(n).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
     (field(11) + field(12)) / ticks()
 }
 
-/// CPU seconds of all programs but this one and those given, children they waited for included: what a compiler used
+/// CPU seconds of this process.
+pub fn own() -> f64 {
+    process(std::process::id())
+}
+
+/// CPU seconds of all programs but this one and those it started, children they waited for included: what a compiler used
 /// before it ended is in its parent's account. Kernel threads, children of no. 2, work for everybody.
-fn others(proxy: &[u32]) -> f64 {
-    let own = std::process::id();
+fn others() -> f64 {
+    let own = tree(std::process::id());
     let foreign = |pid: u32| {
         let fields = stat(pid);
         let parent = fields.get(1).and_then(|f| f.parse::<u32>().ok());
-        let known = pid == own || proxy.contains(&pid) || pid == 2 || parent == Some(2);
+        let known = own.contains(&pid) || pid == 2 || parent == Some(2);
         let field = |n: usize| fields.get(n).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
         if known { 0.0 } else { (11..15).map(field).sum::<f64>() / ticks() }
     };
@@ -137,7 +153,7 @@ fn threads(pid: u32) -> Vec<u32> {
 }
 
 /// A process and its children.
-fn tree(pid: u32) -> Vec<u32> {
+pub fn tree(pid: u32) -> Vec<u32> {
     let mut all = vec![pid];
     for thread in threads(pid) {
         let children = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).unwrap_or_default();

@@ -1,168 +1,175 @@
 //! Speed of the flow engine: bulk and ping-pong, one proxy thread each, contenders alternating within every round.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Outcome;
 use crate::load::bulk::{Bulk, BulkRound};
 use crate::load::contender::{Contender, MKSGATE, Running};
-use crate::load::goals::{Goal, geometric_mean, median};
+use crate::load::goals::{Goal, geometric_mean};
 use crate::load::pingpong::{PingPong, PingPongRound};
 use crate::load::wire;
+use crate::run::rounds::of;
+use crate::run::{Bar, Chart, Context, Group, Outcome, Series, Spread, Table, ratios};
 
 const SUITE: &str = "flow";
 
-/// How much to measure.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// Rounds per case.
-    pub rounds: usize,
-    /// Seconds per round.
-    pub seconds: f64,
-    /// Who takes part.
-    pub contenders: Vec<Contender>,
-    /// Bulk cases: flows and size of a write.
-    pub bulk: Vec<Bulk>,
-    /// Ping-pong cases.
-    pub ping_pong: Vec<PingPong>,
+/// Who takes part when all do.
+const CONTENDERS: [Contender; 4] = [Contender::Direct, MKSGATE, Contender::Haproxy, Contender::Nginx];
+/// The engine's other drivers and modes, by request.
+const ENGINES: [(&str, &str); 5] = [
+    ("io-uring", "splice"),
+    ("io-uring", "copy"),
+    ("epoll", "adaptive"),
+    ("epoll", "splice"),
+    ("epoll", "copy"),
+];
+
+fn cases(context: &Context) -> (Vec<Bulk>, Vec<PingPong>) {
+    let bulk = [1, 4, 64].into_iter();
+    let bulk = bulk.flat_map(|flows| [64 << 10, 4 << 10].into_iter().map(move |write| Bulk { flows, write }));
+    let ping_pong = [1, 64, 512].into_iter().map(|flows| PingPong { flows });
+    let options = &context.options;
+    (
+        bulk.filter(|case| options.bulk.is_empty() || options.bulk.contains(&case.flows)).collect(),
+        ping_pong
+            .filter(|case| options.ping_pong.is_empty() || options.ping_pong.contains(&case.flows))
+            .collect(),
+    )
 }
 
-impl Plan {
-    /// Every case of the promise.
-    pub fn full(rounds: usize, seconds: f64) -> Self {
-        let bulk = [1, 4, 64]
-            .into_iter()
-            .flat_map(|flows| [64 << 10, 4 << 10].into_iter().map(move |write| Bulk { flows, write }));
-        Self {
-            rounds,
-            seconds,
-            contenders: vec![Contender::Direct, MKSGATE, Contender::Haproxy, Contender::Nginx],
-            bulk: bulk.collect(),
-            ping_pong: [1, 64, 512].into_iter().map(|flows| PingPong { flows }).collect(),
-        }
-    }
-}
-
-/// All rounds of one case by one contender.
-struct Series<R> {
-    contender: Contender,
-    rounds: Vec<R>,
-}
-
-impl<R> Series<R> {
-    fn median(&self, of: impl Fn(&R) -> f64) -> f64 {
-        median(self.rounds.iter().map(of))
-    }
-}
-
-/// Runs the plan.
-pub fn run(plan: &Plan) -> Result<Outcome> {
+/// Starts everybody, runs every case.
+pub fn run(context: &Context, out: &mut Outcome) -> Result<()> {
     let (listener, backend) = wire::listen()?;
-    let dir = tempfile::tempdir()?;
-    let mut running = Vec::new();
-    for contender in &plan.contenders {
-        match contender.start(backend, dir.path())? {
-            Some(up) => running.push(up),
-            None => println!("{contender} is not installed; left out"),
+    let mut contenders = CONTENDERS.to_vec();
+    if context.options.engines {
+        contenders.extend(ENGINES.map(|(driver, mode)| Contender::Mksgate { driver, mode }));
+    }
+    let mut running: Vec<Running> = Vec::new();
+    for contender in contenders {
+        let start = || contender.start(backend, context.dir());
+        if let Some(up) = context.peer(contender.peer_name(), out, start) {
+            out.version(contender.to_string(), contender.version());
+            running.push(up);
         }
     }
-    let (mut goals, mut raw) = (Vec::new(), Vec::new());
-    let mut ratios = Vec::new();
-    for case in &plan.bulk {
-        let series = rounds(plan.rounds, &running, |r| case.run(r, &listener, plan.seconds))?;
-        println!("\nbulk, {} flows, writes of {} KiB", case.flows, case.write >> 10);
-        show_bulk(&series);
-        ratios.extend(bulk_ratios(case, &series));
-        raw.push(record("bulk", case, &series));
+    let (rounds, seconds) = (context.rounds(5, 2), context.seconds(1.5, 0.5));
+    let (bulk, ping_pong) = cases(context);
+    let (mut found, mut charts) = (Vec::new(), BulkCharts::default());
+    for case in &bulk {
+        let series = context.alternate(out, rounds, &mut running, |r| case.run(r, &listener, seconds))?;
+        out.table(bulk_table(case, &series));
+        charts.add(case, &series);
+        found.extend(bulk_ratios(case, &series));
+        out.raw("bulk", record(case, &series));
     }
-    bulk_goals(&ratios, &mut goals);
-    for case in &plan.ping_pong {
-        let series = rounds(plan.rounds, &running, |r| case.run(r, &listener, plan.seconds))?;
-        println!("\nping-pong, {} flows, 32 bytes", case.flows);
-        show_ping_pong(&series);
-        ping_pong_goals(case, &series, &mut goals);
-        raw.push(record("ping-pong", case, &series));
+    bulk_goals(&found, &mut out.goals);
+    out.charts.extend(charts.done());
+    let mut cpu = Vec::new();
+    for case in &ping_pong {
+        let series = context.alternate(out, rounds, &mut running, |r| case.run(r, &listener, seconds))?;
+        out.table(ping_pong_table(case, &series));
+        cpu.push(group(format!("{} flows", case.flows), &series, |r| r.proxy));
+        ping_pong_goals(case, &series, &mut out.goals);
+        out.raw("ping-pong", record(case, &series));
     }
-    Ok(Outcome { goals, raw: json!({ "versions": versions(&running), "cases": raw }) })
+    if !cpu.is_empty() {
+        out.charts.push(bars("Ping-pong, 32 bytes: proxy CPU per round trip", "µs", LOWER, cpu));
+    }
+    Ok(())
 }
 
-fn rounds<R>(
-    count: usize,
-    running: &[Running],
-    mut run: impl FnMut(&Running) -> Result<R>,
-) -> Result<Vec<Series<R>>> {
-    let mut all: Vec<_> =
-        running.iter().map(|r| Series { contender: r.contender, rounds: Vec::new() }).collect();
-    for round in 0..count {
-        for n in 0..running.len() {
-            // Another order every round: whoever follows a heavy neighbour is not always the same.
-            let n = (n + round) % running.len();
-            let result = run(&running[n]).with_context(|| format!("{}", running[n].contender))?;
-            all[n].rounds.push(result);
-        }
-    }
-    Ok(all)
+const LOWER: &str = "lower is better";
+const HIGHER: &str = "higher is better";
+
+#[derive(Default)]
+struct BulkCharts {
+    throughput: Vec<Group>,
+    proxy: Vec<Group>,
 }
 
-fn show_bulk(series: &[Series<BulkRound>]) {
-    println!(
-        "  {:<26} {:>8} {:>12} {:>12} {:>7} {:>7}",
-        "", "GB/s", "proxy s/GB", "system s/GB", "noise", "steal"
-    );
+impl BulkCharts {
+    fn add(&mut self, case: &Bulk, series: &[Series<BulkRound>]) {
+        self.throughput.push(group(bulk_name(case), series, |r| r.gb_per_s));
+        self.proxy.push(group(bulk_name(case), series, |r| r.proxy));
+    }
+
+    fn done(self) -> impl Iterator<Item = Chart> {
+        let charts = [
+            bars("Bulk: throughput", "GB/s", HIGHER, self.throughput),
+            bars("Bulk: proxy CPU", "s/GB", LOWER, self.proxy),
+        ];
+        charts.into_iter().filter(|chart| !matches!(chart, Chart::Bars { groups, .. } if groups.is_empty()))
+    }
+}
+
+fn bars(title: &str, unit: &str, better: &'static str, groups: Vec<Group>) -> Chart {
+    Chart::Bars { title: title.to_owned(), unit: unit.to_owned(), better, groups }
+}
+
+fn group<R>(name: String, series: &[Series<R>], of: impl Fn(&R) -> f64) -> Group {
+    let bar = |s: &Series<R>| Bar { name: s.contender.clone(), value: s.spread(&of) };
+    Group { name, bars: series.iter().filter(|s| !s.rounds.is_empty()).map(bar).collect() }
+}
+
+fn bulk_name(case: &Bulk) -> String {
+    format!("{} flows, {} KiB", case.flows, case.write >> 10)
+}
+
+fn bulk_table(case: &Bulk, series: &[Series<BulkRound>]) -> Table {
+    let head = ["", "GB/s", "proxy s/GB", "system s/GB", "noise", "steal"];
+    let mut table =
+        Table::new(format!("bulk, {} flows, writes of {} KiB", case.flows, case.write >> 10), head);
     for s in series {
-        println!(
-            "  {:<26} {:>8.2} {:>12.3} {:>12.3} {:>6.1}% {:>6.1}%",
-            s.contender.to_string(),
-            s.median(|r| r.gb_per_s),
-            s.median(|r| r.proxy),
-            s.median(|r| r.system),
-            s.median(|r| r.noise) * 100.0,
-            s.median(|r| r.steal) * 100.0
-        );
+        table.row([
+            s.contender.clone(),
+            format!("{:.2}", s.median(|r| r.gb_per_s)),
+            format!("{:.3}", s.median(|r| r.proxy)),
+            format!("{:.3}", s.median(|r| r.system)),
+            format!("{:.1}%", s.median(|r| r.noise) * 100.0),
+            format!("{:.1}%", s.median(|r| r.steal) * 100.0),
+        ]);
     }
+    table
 }
 
-fn show_ping_pong(series: &[Series<PingPongRound>]) {
-    println!(
-        "  {:<26} {:>8} {:>12} {:>12} {:>9} {:>9} {:>7} {:>7}",
-        "", "k/s", "proxy µs", "system µs", "p50 µs", "p99 µs", "noise", "steal"
-    );
+fn ping_pong_table(case: &PingPong, series: &[Series<PingPongRound>]) -> Table {
+    let head = ["", "k/s", "proxy µs", "system µs", "p50 µs", "p99 µs", "noise", "steal"];
+    let mut table = Table::new(format!("ping-pong, {} flows, 32 bytes", case.flows), head);
     for s in series {
-        println!(
-            "  {:<26} {:>8.1} {:>12.2} {:>12.2} {:>9.1} {:>9.1} {:>6.1}% {:>6.1}%",
-            s.contender.to_string(),
-            s.median(|r| r.per_s) / 1e3,
-            s.median(|r| r.proxy),
-            s.median(|r| r.system),
-            s.median(|r| r.p50),
-            s.median(|r| r.p99),
-            s.median(|r| r.noise) * 100.0,
-            s.median(|r| r.steal) * 100.0
-        );
+        table.row([
+            s.contender.clone(),
+            format!("{:.1}", s.median(|r| r.per_s) / 1e3),
+            format!("{:.2}", s.median(|r| r.proxy)),
+            format!("{:.2}", s.median(|r| r.system)),
+            format!("{:.1}", s.median(|r| r.p50)),
+            format!("{:.1}", s.median(|r| r.p99)),
+            format!("{:.1}%", s.median(|r| r.noise) * 100.0),
+            format!("{:.1}%", s.median(|r| r.steal) * 100.0),
+        ]);
     }
+    table
 }
 
-/// Ours over HAProxy's.
+/// Ours over HAProxy's, round by round.
 struct Ratio {
     case: String,
-    proxy: f64,
-    throughput: f64,
-    system: f64,
+    proxy: Spread,
+    throughput: Spread,
+    system: Spread,
 }
 
-fn pick<R>(series: &[Series<R>], contender: Contender) -> Option<&Series<R>> {
-    series.iter().find(|s| s.contender == contender)
+fn pair<R>(series: &[Series<R>]) -> Option<(&Series<R>, &Series<R>)> {
+    Some((of(series, "mksgate")?, of(series, "haproxy")?))
 }
 
 fn bulk_ratios(case: &Bulk, series: &[Series<BulkRound>]) -> Option<Ratio> {
-    let (ours, theirs) = (pick(series, MKSGATE)?, pick(series, Contender::Haproxy)?);
-    let ratio = |of: fn(&BulkRound) -> f64| ours.median(of) / theirs.median(of);
+    let (ours, theirs) = pair(series)?;
     Some(Ratio {
-        case: format!("{} flows, {} KiB", case.flows, case.write >> 10),
-        proxy: ratio(|r| r.proxy),
-        throughput: ratio(|r| r.gb_per_s),
-        system: ratio(|r| r.system),
+        case: bulk_name(case),
+        proxy: ratios(ours, theirs, |r| r.proxy),
+        throughput: ratios(ours, theirs, |r| r.gb_per_s),
+        system: ratios(ours, theirs, |r| r.system),
     })
 }
 
@@ -171,38 +178,26 @@ fn bulk_goals(ratios: &[Ratio], goals: &mut Vec<Goal>) {
         return;
     }
     let mean = |of: fn(&Ratio) -> f64| geometric_mean(ratios.iter().map(of));
-    goals.push(Goal::at_most(SUITE, "bulk: proxy CPU / HAProxy's, mean", mean(|r| r.proxy), 0.6));
-    goals.push(Goal::at_least(SUITE, "bulk: throughput / HAProxy's, mean", mean(|r| r.throughput), 1.1));
-    goals.push(Goal::at_most(SUITE, "bulk: system CPU / HAProxy's, mean", mean(|r| r.system), 0.9));
+    goals.push(Goal::at_most(SUITE, "bulk: proxy CPU / HAProxy's, mean", mean(|r| r.proxy.median), 0.6));
+    let throughput = mean(|r| r.throughput.median);
+    goals.push(Goal::at_least(SUITE, "bulk: throughput / HAProxy's, mean", throughput, 1.1));
+    goals.push(Goal::at_most(SUITE, "bulk: system CPU / HAProxy's, mean", mean(|r| r.system.median), 0.9));
     for r in ratios {
-        goals.push(Goal::at_most(SUITE, format!("bulk, {}: proxy CPU / HAProxy's", r.case), r.proxy, 1.0));
-        goals.push(Goal::at_least(
-            SUITE,
-            format!("bulk, {}: throughput / HAProxy's", r.case),
-            r.throughput,
-            1.0,
-        ));
-        goals.push(Goal::at_most(SUITE, format!("bulk, {}: system CPU / HAProxy's", r.case), r.system, 1.0));
+        let name = |what: &str| format!("bulk, {}: {what} / HAProxy's", r.case);
+        goals.push(Goal::at_most(SUITE, name("proxy CPU"), r.proxy, 1.0));
+        goals.push(Goal::at_least(SUITE, name("throughput"), r.throughput, 1.0));
+        goals.push(Goal::at_most(SUITE, name("system CPU"), r.system, 1.0));
     }
 }
 
 fn ping_pong_goals(case: &PingPong, series: &[Series<PingPongRound>], goals: &mut Vec<Goal>) {
-    let (Some(ours), Some(theirs)) = (pick(series, MKSGATE), pick(series, Contender::Haproxy)) else {
-        return;
-    };
-    let ratio = |of: fn(&PingPongRound) -> f64| ours.median(of) / theirs.median(of);
+    let Some((ours, theirs)) = pair(series) else { return };
     let name = |what: &str| format!("ping-pong, {} flows: {what} / HAProxy's", case.flows);
-    goals.push(Goal::at_most(SUITE, name("proxy CPU"), ratio(|r| r.proxy), 0.6));
-    goals.push(Goal::at_least(SUITE, name("throughput"), ratio(|r| r.per_s), 1.0));
-    goals.push(Goal::at_most(SUITE, name("p99"), ratio(|r| r.p99), 1.0));
+    goals.push(Goal::at_most(SUITE, name("proxy CPU"), ratios(ours, theirs, |r| r.proxy), 0.6));
+    goals.push(Goal::at_least(SUITE, name("throughput"), ratios(ours, theirs, |r| r.per_s), 1.0));
+    goals.push(Goal::at_most(SUITE, name("p99"), ratios(ours, theirs, |r| r.p99), 1.0));
 }
 
-fn record<R: Serialize>(kind: &str, case: &impl Serialize, series: &[Series<R>]) -> Value {
-    let series: Vec<_> =
-        series.iter().map(|s| json!({ "contender": s.contender.to_string(), "rounds": s.rounds })).collect();
-    json!({ "kind": kind, "case": case, "series": series })
-}
-
-fn versions(running: &[Running]) -> Value {
-    running.iter().map(|r| (r.contender.to_string(), json!(r.contender.version()))).collect()
+fn record<R: Serialize>(case: &impl Serialize, series: &[Series<R>]) -> Value {
+    json!({ "case": case, "series": series })
 }
