@@ -3,10 +3,14 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Bucket, Denied};
 use crate::config::Limits;
+
+/// How often a full table is searched for sources to forget. Searched for every newcomer, it would cost each of them more
+/// than a handshake, and whoever owns many addresses could keep everybody waiting for the lock.
+const SEARCH_EVERY: Duration = Duration::from_secs(1);
 
 /// The state of stage 1.
 #[derive(Debug)]
@@ -22,6 +26,8 @@ struct State {
     /// Of those, the ones not handed over.
     handshakes: usize,
     known: HashMap<IpAddr, Source>,
+    /// The table is not searched for sources to forget before this time.
+    search_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -50,7 +56,7 @@ pub fn source_of(address: IpAddr) -> IpAddr {
 impl Sources {
     /// Nobody is in yet.
     pub fn new(limits: Limits) -> Arc<Self> {
-        let state = State { limits, connections: 0, handshakes: 0, known: HashMap::new() };
+        let state = State { limits, connections: 0, handshakes: 0, known: HashMap::new(), search_at: None };
         Arc::new(Self { state: Mutex::new(state) })
     }
 
@@ -71,7 +77,10 @@ impl Sources {
             return Err(Denied::Handshakes);
         }
         if state.known.len() >= limits.max_sources && !state.known.contains_key(&source) {
-            state.known.retain(|_, s| s.handshakes > 0 || !s.bucket.is_full(now));
+            if state.search_at.is_none_or(|at| now >= at) {
+                state.known.retain(|_, s| s.handshakes > 0 || !s.bucket.is_full(now));
+                state.search_at = Some(now + SEARCH_EVERY);
+            }
             // Every remembered source is active: a newcomer is refused rather than one of them forgotten.
             if state.known.len() >= limits.max_sources {
                 return Err(Denied::SourceRate);
@@ -170,6 +179,22 @@ mod tests {
             sources.enter(ip(4), now + Duration::from_secs(9)).is_ok(),
             "those that rested are forgotten"
         );
+    }
+
+    #[test]
+    fn a_full_table_is_searched_once_a_second_and_not_for_every_newcomer() {
+        let limits = Limits { source_rate: 10, ..LIMITS };
+        let (sources, now) = (Sources::new(limits), Instant::now());
+        let at = |ms| now + Duration::from_millis(ms);
+        (1..4).for_each(|n| drop(sources.enter(ip(n), now).unwrap()));
+        assert_eq!(sources.enter(ip(4), now).unwrap_err(), Denied::SourceRate);
+        assert_eq!(
+            sources.enter(ip(4), at(999)).unwrap_err(),
+            Denied::SourceRate,
+            "others rested; nobody looked"
+        );
+        assert!(sources.enter(ip(1), at(999)).is_ok(), "who is known is not concerned");
+        assert!(sources.enter(ip(4), at(1000)).is_ok());
     }
 
     #[test]
