@@ -11,9 +11,12 @@ use rustls::crypto::CryptoProvider;
 
 use crate::admission::{Sources, Tenants};
 use crate::audit::Audit;
+use crate::backend::vcenter::Vcenters;
 use crate::config::Config;
+use crate::desk::Desk;
 use crate::flow::Engines;
 use crate::metrics::{Door, Metrics};
+use crate::sdk::SdkSessions;
 use crate::session::{CloseReason, Registry, Session};
 use crate::ticket::Tickets;
 use crate::tls::Presented;
@@ -35,6 +38,14 @@ pub struct Gate {
     pub tls: ArcSwap<ServerConfig>,
     /// TLS as it is spoken to hypervisors.
     pub provider: ArcSwap<CryptoProvider>,
+    /// The vCenters.
+    pub vcenters: Arc<Vcenters>,
+    /// Sessions of clients that take the appliance for a vCenter.
+    pub sdk: SdkSessions,
+    /// The ticket desk.
+    pub desk: Desk,
+    /// Ports of the doors, as tickets name them.
+    pub ports: Ports,
     /// The flow engines.
     pub engines: Engines,
     /// Live sessions.
@@ -51,7 +62,47 @@ pub struct Gate {
     pub draining: AtomicBool,
 }
 
+/// Ports of the doors: those that are listened on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// The first TLS door.
+    pub tls: Option<u16>,
+    /// The first authd door.
+    pub authd: Option<u16>,
+}
+
 impl Gate {
+    /// Under which name a console is to be asked for: the configured one, else the address the client dialled.
+    pub fn console_host(&self, caller: &Caller) -> String {
+        self.config
+            .load()
+            .console
+            .address
+            .clone()
+            .unwrap_or_else(|| caller.local.ip().to_canonical().to_string())
+    }
+
+    /// The same with the port of the TLS doors, where that is not 443: the authority of a URL.
+    pub fn console_authority(&self, caller: &Caller) -> String {
+        let host = self.console_host(caller);
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        match self.console_tls_port() {
+            443 => host,
+            port => format!("{host}:{port}"),
+        }
+    }
+
+    /// The public port of the TLS doors.
+    pub fn console_tls_port(&self) -> u16 {
+        self.config.load().console.tls_port.or(self.ports.tls).unwrap_or(443)
+    }
+
+    /// The public port of the authd doors; that of the TLS doors where there is none.
+    pub fn console_authd_port(&self) -> u16 {
+        let public = self.config.load().console.authd_port.or(self.ports.authd);
+        public.unwrap_or_else(|| self.console_tls_port())
+    }
+
     /// Why a session that was just made visible has to end at once: its ticket was revoked, or its tenant removed, after it
     /// was let in and before those who end such sessions could see it.
     pub fn no_longer_welcome(&self, session: &Session) -> Option<CloseReason> {

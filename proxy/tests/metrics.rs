@@ -8,8 +8,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mksgate::audit::Audit;
+use mksgate::backend::vcenter::config::VcenterFile;
+use mksgate::backend::vcenter::{self, Vcenters};
 use mksgate::metrics::{Door, EngineSample, Metrics, ModeBytes, Stage, TicketSample};
 use mksgate::session::CloseReason;
+use mksgate::tls::Policy;
 
 const DOCS: &str = include_str!("../../docs/metrics.md");
 
@@ -24,6 +27,9 @@ fn busy() -> Arc<Metrics> {
     metrics.add_tickets(|| TicketSample { tracked: 5, capacity: 100, ..Default::default() });
     let audit = Audit::open(None, false).unwrap();
     metrics.add_source(move |out| audit.sample(out));
+    let settings = vcenter::config::check(&VcenterFile::default(), BTreeMap::new(), |path| path).unwrap();
+    let vcenters = Vcenters::new(settings, Policy::Modern.provider());
+    metrics.add_source(move |out| vcenters.sample(out));
     for door in Door::ALL {
         metrics.accepted(door);
         metrics.refused(door, "", "source_rate");

@@ -120,6 +120,21 @@ const NEEDS: &[Need] = &[
         from: Source::Node("proxy/tests/web"),
     },
     Need {
+        what: "govmomi and Go",
+        why: "a vCenter of another make (its simulator)",
+        jobs: &[Job::Test],
+        found: || {
+            Path::new("/usr/share/gocode/src/github.com/vmware/govmomi/simulator").is_dir()
+                && Path::new("/usr/share/gocode/src/github.com/google/uuid").is_dir()
+                && Path::new("/usr/lib/go-1.19/bin/go").exists()
+        },
+        from: Source::Apt(&[
+            "golang-1.19-go",
+            "golang-github-vmware-govmomi-dev",
+            "golang-github-google-uuid-dev",
+        ]),
+    },
+    Need {
         what: "cargo-nextest",
         why: "the test runner: one process per test, time limits",
         jobs: &[Job::Test],

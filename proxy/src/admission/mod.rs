@@ -8,7 +8,7 @@ mod sources;
 mod tenants;
 
 pub use bucket::Bucket;
-pub use sources::{Entry, Sources};
+pub use sources::{Entry, Sources, source_of};
 pub use tenants::{Admission, TenantView, Tenants};
 
 /// Why somebody was turned away; the label value in metrics and log.

@@ -216,6 +216,7 @@ mod tests {
             targets: vec![],
             idle: None,
             session: None,
+            console_power: Default::default(),
         }
     }
 

@@ -9,7 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 use rustls::client::UnbufferedClientConnection;
 use rustls::crypto::CryptoProvider;
 
-use super::{BackendError, Dial, EsxiMks, Step, esxi_webmks, vnc};
+use super::vcenter::{ConsoleKind, Vcenters};
+use super::{BackendError, Dial, EsxiMks, Step, VcenterError, ask_vcenter, esxi_webmks, two_pass, vnc};
 use crate::flow::Leg;
 use crate::metrics::{Metrics, Stage};
 use crate::ticket::{Target, TargetKind};
@@ -34,30 +35,57 @@ pub struct Opening<'a> {
     pub within: Duration,
     /// TLS as it is spoken to hypervisors.
     pub provider: Arc<CryptoProvider>,
+    /// Whom to ask where the target is at a vCenter.
+    pub vcenters: &'a Vcenters,
     /// Where the steps are timed.
     pub metrics: &'a Metrics,
 }
 
 /// Opens the console a ticket names; `vm` is the ticket's, for targets that have no name of their own for it.
 pub async fn open(target: &Target, vm: &str, how: Opening<'_>) -> Result<Console, BackendError> {
+    if target.kind != TargetKind::Vcenter {
+        return open_host(target, vm, &how).await;
+    }
+    match open_host(&ask(target, vm, &how).await?, vm, &how).await {
+        // It moved between ticket and connect, or its host just went away: the vCenter knows where it is now.
+        Err(error) if error.may_have_moved() => open_host(&ask(target, vm, &how).await?, vm, &how).await,
+        other => other,
+    }
+}
+
+async fn open_host(target: &Target, vm: &str, how: &Opening<'_>) -> Result<Console, BackendError> {
     let began = Instant::now();
     let console = match target.kind {
-        TargetKind::EsxiMks => esxi_mks(target, vm, &how).await,
-        TargetKind::EsxiWebmks => esxi_webmks::open(target, &how).await,
-        TargetKind::Vnc => vnc::open(target, &how).await,
-        TargetKind::EsxTwoPass => Err(BackendError::Unsupported("esx-two-pass")),
-        TargetKind::Vcenter => Err(BackendError::Unsupported("vcenter")),
+        TargetKind::EsxiMks | TargetKind::EsxTwoPass => esxi_mks(target, vm, how).await,
+        TargetKind::EsxiWebmks => esxi_webmks::open(target, how).await,
+        TargetKind::Vnc => vnc::open(target, how).await,
+        TargetKind::Vcenter => Err(BackendError::Unsupported("vcenter, named by a vCenter")),
     }?;
     how.metrics.record(Stage::BackendHandshake, began.elapsed());
     Ok(console)
 }
 
+/// WebMKS, which needs no TLS inside TLS; authd where the vCenter does not know that kind of ticket.
+async fn ask(target: &Target, vm: &str, how: &Opening<'_>) -> Result<Target, BackendError> {
+    let tenant = how.dial.tenant;
+    match ask_vcenter(how.vcenters, target, vm, tenant, ConsoleKind::Webmks).await {
+        Err(BackendError::Vcenter(VcenterError::Fault { fault, .. })) if fault.is_unknown_operation() => {
+            ask_vcenter(how.vcenters, target, vm, tenant, ConsoleKind::Mks).await
+        }
+        other => other,
+    }
+}
+
 /// TLS no. 2 ends here: the browser knows nothing of it.
 async fn esxi_mks(target: &Target, vm: &str, how: &Opening<'_>) -> Result<Console, BackendError> {
     let began = Instant::now();
-    let wire = EsxiMks::connect(target, how.dial).await?;
-    how.metrics.record(Stage::BackendConnect, began.elapsed());
-    let mut host = EsxiMks::login(wire, target, how.provider.clone(), how.within).await?;
+    let mut host = if target.kind == TargetKind::EsxTwoPass {
+        two_pass::login(target, vm, how.provider.clone(), how.within, how.dial).await?
+    } else {
+        let wire = EsxiMks::connect(target, how.dial).await?;
+        how.metrics.record(Stage::BackendConnect, began.elapsed());
+        EsxiMks::login(wire, target, how.provider.clone(), how.within).await?
+    };
     let nonce = nonce()?;
     let announced = host.thumbprint(&nonce, false).await?;
     let cfg_file = target.cfg_file.as_deref().unwrap_or(vm);

@@ -16,7 +16,7 @@ use crate::tls::{Pinned, Thumbprint, TlsError, TlsStream, pin};
 use crate::wire::Wire;
 
 /// TCP port of authd.
-const PORT: u16 = 902;
+pub(super) const PORT: u16 = 902;
 
 /// A host that took our ticket and waits for THUMBPRINT or CONNECT.
 pub struct EsxiMks {
@@ -47,6 +47,37 @@ impl EsxiMks {
             this.expect(commands::user(ticket), code::NEED_PASSWORD, Step::Login).await?;
             this.expect(commands::pass(ticket), code::LOGGED_IN, Step::Login).await?;
             Ok(this)
+        })
+        .await
+    }
+
+    /// The first of two passes: USER, PASS and CONNECT, until the host gives the ticket of the second.
+    pub(super) async fn first_pass(
+        wire: Wire,
+        target: &Target,
+        cfg_file: &str,
+        provider: Arc<CryptoProvider>,
+        within: Duration,
+    ) -> Result<FirstPass, BackendError> {
+        let ticket = target.ticket.as_deref().ok_or(BackendError::BadTarget("has no ticket for the host"))?;
+        let pins = thumbprints(target)?;
+        deadline(within, Step::Login, async {
+            let mut this = Self { tls: tls_one(wire, pins, provider).await?, within };
+            this.expect(commands::user(ticket), code::NEED_PASSWORD, Step::Login).await?;
+            for (command, wanted, step) in [
+                (commands::pass(ticket), code::LOGGED_IN, Step::Login),
+                (commands::connect(cfg_file), code::DONE, Step::Console),
+            ] {
+                let reply = this.ask(command, step).await?;
+                if reply.is_second_pass() {
+                    let ticket = reply.text.split_whitespace().next_back().map(str::to_owned);
+                    return ticket
+                        .map(FirstPass::Ticket)
+                        .ok_or(BackendError::Unexpected { code: reply.code, step });
+                }
+                judge(&reply, wanted, step)?;
+            }
+            Ok(FirstPass::Console)
         })
         .await
     }
@@ -111,20 +142,42 @@ impl EsxiMks {
         wanted: u16,
         step: Step,
     ) -> Result<String, BackendError> {
+        let reply = self.ask(command, step).await?;
+        judge(&reply, wanted, step)?;
+        Ok(reply.text)
+    }
+
+    async fn ask(
+        &mut self,
+        command: Result<String, CommandError>,
+        step: Step,
+    ) -> Result<Reply, BackendError> {
         let command = command
             .map_err(|_| BackendError::BadTarget("holds a name that does not fit on an authd line"))?;
         let closed = |error| BackendError::Closed { step, error };
         self.tls.write_all(command.as_bytes()).await.map_err(closed)?;
         let line = self.tls.read_line().await.map_err(closed)?;
-        match Reply::parse(&line) {
-            Ok(reply) if reply.is(wanted) => Ok(reply.text),
-            Ok(reply) if reply.is_second_pass() => Err(BackendError::SecondPass),
-            Ok(reply) if reply.is(code::LOGIN_INCORRECT) || reply.is(code::TICKET_PROBLEM) => {
-                Err(BackendError::Refused { code: reply.code, step })
-            }
-            Ok(reply) => Err(BackendError::Unexpected { code: reply.code, step }),
-            Err(_) => Err(BackendError::Unexpected { code: 0, step }),
-        }
+        Reply::parse(&line).map_err(|_| BackendError::Unexpected { code: 0, step })
+    }
+}
+
+/// How a first pass ended.
+pub(super) enum FirstPass {
+    /// With the ticket of the second. Secret.
+    Ticket(String),
+    /// With the console itself: the host is no two-pass host.
+    Console,
+}
+
+fn judge(reply: &Reply, wanted: u16, step: Step) -> Result<(), BackendError> {
+    if reply.is(wanted) {
+        Ok(())
+    } else if reply.is_second_pass() {
+        Err(BackendError::SecondPass)
+    } else if reply.is(code::LOGIN_INCORRECT) || reply.is(code::TICKET_PROBLEM) {
+        Err(BackendError::Refused { code: reply.code, step })
+    } else {
+        Err(BackendError::Unexpected { code: reply.code, step })
     }
 }
 

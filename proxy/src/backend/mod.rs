@@ -4,6 +4,9 @@ mod address;
 mod console;
 mod esxi_mks;
 mod esxi_webmks;
+mod reach;
+mod two_pass;
+pub mod vcenter;
 mod vnc;
 
 use std::io;
@@ -14,6 +17,8 @@ use thiserror::Error;
 pub use address::{Dial, dial};
 pub use console::{Console, Opening, open};
 pub use esxi_mks::EsxiMks;
+pub use reach::{Reached, ask_vcenter, moref, reach};
+pub use vcenter::VcenterError;
 
 use crate::protocol::authd::Refusal;
 use crate::protocol::rfb_client::RfbClientError;
@@ -119,6 +124,12 @@ pub enum BackendError {
         "two-pass host: it answered 630 and wants a second pass; mint tickets with target kind `esx-two-pass` for it"
     )]
     SecondPass,
+    /// The host needs no second pass.
+    #[error("the host gave the console at the first pass; mint tickets with target kind `esxi-mks` for it")]
+    NoSecondPass,
+    /// The vCenter gave no host.
+    #[error(transparent)]
+    Vcenter(#[from] VcenterError),
     /// RFB with the server failed.
     #[error("{0}")]
     Rfb(RfbClientError),
@@ -157,6 +168,8 @@ impl BackendError {
             Self::Tls(_) => "backend_tls",
             Self::Refused { .. } => "backend_refused",
             Self::SecondPass => "backend_second_pass",
+            Self::NoSecondPass => "backend_no_second_pass",
+            Self::Vcenter(error) => error.as_str(),
             Self::Rfb(_) => "backend_rfb",
             Self::NotWebSocket(_) => "backend_not_websocket",
             Self::Unexpected { .. } => "backend_unexpected",
@@ -164,10 +177,27 @@ impl BackendError {
         }
     }
 
+    /// Whether the VM may be at another host by now: this one is gone, or does not know the ticket or the VM.
+    pub fn may_have_moved(&self) -> bool {
+        match self {
+            Self::Refused { .. }
+            | Self::NotWebSocket(_)
+            | Self::Unreachable { .. }
+            | Self::Timeout { .. }
+            | Self::Closed { .. } => true,
+            Self::Unexpected { code, .. } => matches!(code, 510..=514 | 551 | 553),
+            _ => false,
+        }
+    }
+
     /// What the client hears of it.
     pub fn refusal(&self) -> Refusal {
         match self {
-            Self::OutsideTargets(_) => Refusal::NoAccess,
+            Self::OutsideTargets(_) | Self::Vcenter(VcenterError::OutsideTargets(_)) => Refusal::NoAccess,
+            Self::Vcenter(VcenterError::Login { .. }) => Refusal::BadTicket,
+            Self::Vcenter(VcenterError::PoweredOff | VcenterError::PowerOn(_)) => Refusal::PoweredOff,
+            Self::Vcenter(error) if error.is_failure() => Refusal::Unreachable,
+            Self::Vcenter(VcenterError::Open(_) | VcenterError::Busy) => Refusal::Unreachable,
             Self::Resolve { .. } | Self::Unreachable { .. } | Self::Timeout { .. } => Refusal::Unreachable,
             Self::Refused { .. } | Self::NotWebSocket(_) => Refusal::BadTicket,
             Self::SecondPass => Refusal::SecondPass,

@@ -3,6 +3,7 @@
 mod certificate;
 mod check;
 mod connect;
+mod desk;
 mod doctor;
 pub mod hist;
 pub mod output;
@@ -51,6 +52,8 @@ enum Command {
     Certificate(certificate::CertificateCommand),
     /// Open a console for a VNC viewer
     Connect(Box<connect::ConnectCommand>),
+    /// Hash passwords for the ticket desk
+    Desk(desk::DeskCommand),
     /// Make keys, seal, open and revoke tickets
     Ticket(ticket::TicketCommand),
     /// List the live consoles, or close some
@@ -87,6 +90,7 @@ pub fn run() -> ExitCode {
         Command::Doctor(command) => return doctor::run(command),
         Command::Certificate(command) => certificate::run(command),
         Command::Connect(command) => command.run().map_err(Into::into),
+        Command::Desk(command) => command.run(),
         Command::Ticket(command) => command.run(),
         Command::Sessions(command) => command.run(),
         Command::Tenants(command) => command.run(),

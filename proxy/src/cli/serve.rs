@@ -13,12 +13,15 @@ use tracing_subscriber::{EnvFilter, Registry as Subscriber, reload};
 
 use crate::admission::{Sources, Tenants};
 use crate::audit::Audit;
+use crate::backend::vcenter::Vcenters;
 use crate::config::{Config, LogFormat};
 use crate::control::{self, Control};
+use crate::desk::Desk;
 use crate::flow::{EngineStats, Engines, Way};
 use crate::front::{self, Fronts, Listener};
-use crate::gate::Gate;
+use crate::gate::{Gate, Ports};
 use crate::metrics::{Door, EngineSample, Metrics, ModeBytes, Stage, TicketSample};
+use crate::sdk::SdkSessions;
 use crate::session::Registry;
 use crate::ticket::{KeyRing, Tickets};
 use crate::tls::{self, Presented, certificate};
@@ -49,12 +52,21 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The first port of each kind.
+fn ports(listeners: &[Listener]) -> Ports {
+    let first = |authd: bool| {
+        let mut of_kind = listeners.iter().filter(|listener| (listener.door == Door::Authd) == authd);
+        of_kind.find_map(|listener| listener.socket.local_addr().ok()).map(|address| address.port())
+    };
+    Ports { tls: first(false), authd: first(true) }
+}
+
 fn build(config: Config, listeners: &[Listener]) -> Result<Arc<Gate>, Failure> {
     let now = Instant::now();
     let keys = KeyRing::load(&config.tickets.keys)?;
     let provider = config.tls.policy.provider();
     let presented = Presented::new(certificate::load(&config.tls.certificate, &config.tls.key, &provider)?);
-    let tls = tls::server_config(config.tls.policy, presented.clone())?;
+    let tls = tls::server_config(config.tls.policy, presented.clone(), config.portals()?)?;
     let metrics = Metrics::new();
     metrics.set_tenants(&config.tenants.keys().cloned().collect::<Vec<_>>());
     let mut flow = config.flow.engine();
@@ -67,6 +79,9 @@ fn build(config: Config, listeners: &[Listener]) -> Result<Arc<Gate>, Failure> {
     let tickets = Arc::new(Tickets::new(config.tickets.policy.clone(), keys));
     let audit = Audit::open(config.audit.file.as_deref(), config.audit.journal)?;
     export(&metrics, &engines, &tickets, &audit);
+    let vcenters = Vcenters::new(config.vcenter.clone(), provider.clone());
+    let sampled = vcenters.clone();
+    metrics.add_source(move |out| sampled.sample(out));
     let xdp = start_xdp(&config, listeners, &audit)?;
     let (shed, counts) = (xdp.clone(), xdp.clone());
     metrics.add_source(move |out| shed.sample(out));
@@ -84,6 +99,10 @@ fn build(config: Config, listeners: &[Listener]) -> Result<Arc<Gate>, Failure> {
         audit,
         xdp,
         engines,
+        vcenters,
+        sdk: SdkSessions::default(),
+        desk: Desk::default(),
+        ports: ports(listeners),
         headers_pending: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
         config: ArcSwap::from_pointee(config),

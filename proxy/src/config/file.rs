@@ -11,9 +11,11 @@ use serde::Deserialize;
 
 use super::error::line_of;
 use super::{
-    Admin, Audit, Config, ConfigError, Deadlines, Flow, Limits, Listen, Log, Sockets, Tenant, Tickets, Tls,
-    Web,
+    Admin, Audit, Config, ConfigError, Console, ConsolePower, Deadlines, Flow, Limits, Listen, Log, Sockets,
+    Tenant, Tickets, Tls, Web,
 };
+use crate::backend::vcenter::config::{self as vcenter, AccountFile, VcenterFile};
+use crate::desk::config::{self as desk, DeskFile};
 use crate::flow::{Driver, FlowConfig, Mode};
 use crate::ticket::TicketPolicy;
 use crate::tls::Policy;
@@ -37,6 +39,9 @@ pub enum LogFormat {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    console_address: Option<String>,
+    console_tls_port: Option<u16>,
+    console_authd_port: Option<u16>,
     listen: ListenFile,
     #[serde(default)]
     proxy_protocol: ProxyProtocolFile,
@@ -58,6 +63,11 @@ struct File {
     audit: AuditFile,
     #[serde(default)]
     log: LogFile,
+    desk: Option<DeskFile>,
+    #[serde(default)]
+    vcenter: VcenterFile,
+    #[serde(default)]
+    vcenters: BTreeMap<String, AccountFile>,
     #[serde(default)]
     xdp: XdpSection,
     #[serde(default)]
@@ -254,6 +264,8 @@ struct TenantFile {
     targets: Vec<String>,
     idle_seconds: Option<f64>,
     session_seconds: Option<f64>,
+    #[serde(default)]
+    console_power: ConsolePower,
 }
 
 fn seconds<const N: u64>() -> u64 {
@@ -332,6 +344,12 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
     let deadlines = deadlines(&context, &file.deadlines)?;
     let limits = limits(&context, &file.limits)?;
     let tenants = tenants(&context, file.tenants, numbers)?;
+    let wrong = |(key, what): vcenter::Wrong| context.error(&key, what);
+    let absolute = |path| context.file(path);
+    let vcenter = vcenter::check(&file.vcenter, file.vcenters, absolute).map_err(wrong)?;
+    let names: Vec<&String> = tenants.keys().collect();
+    let desk =
+        file.desk.map(|file| desk::check(file, &names, &vcenter, absolute)).transpose().map_err(wrong)?;
     let metrics = match &file.admin.metrics {
         None => None,
         Some(address) => Some(loopback(&context, address)?),
@@ -364,9 +382,29 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
         },
         audit: Audit { file: file.audit.file.map(|f| context.file(f)), journal: file.audit.journal },
         log: Log { filter: file.log.filter, format: file.log.format },
+        console: Console {
+            address: file.console_address.map(|name| console_address(&context, name)).transpose()?,
+            tls_port: file.console_tls_port,
+            authd_port: file.console_authd_port,
+        },
+        vcenter,
+        desk,
         xdp: file.xdp.validate().map_err(|error| context.error(error.key, &error.what))?,
         tenants,
     })
+}
+
+/// A bare name or address: it stands in URLs and in tickets.
+fn console_address(context: &Context<'_>, name: String) -> Result<String, ConfigError> {
+    let bare = name.trim_matches(['[', ']']);
+    let is_name =
+        !bare.is_empty() && bare.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
+    if is_name || bare.parse::<std::net::IpAddr>().is_ok() {
+        return Ok(bare.to_owned());
+    }
+    let what =
+        "is a name or an address without a port; ports are `console_tls_port` and `console_authd_port`";
+    Err(context.error("console_address", what))
 }
 
 fn listen(context: &Context<'_>, file: &ListenFile) -> Result<Listen, ConfigError> {
@@ -550,6 +588,7 @@ fn tenant(context: &Context<'_>, name: &str, file: TenantFile, number: u32) -> R
         targets: context.each(&key("targets"), &file.targets)?,
         idle: seconds("idle_seconds", file.idle_seconds)?,
         session: seconds("session_seconds", file.session_seconds)?,
+        console_power: file.console_power,
     })
 }
 

@@ -14,11 +14,15 @@ use std::time::Duration;
 
 pub use error::ConfigError;
 pub use file::LogFormat;
-pub use tenant::{Cidr, TargetRange, Tenant};
+pub use tenant::{Cidr, ConsolePower, TargetRange, Tenant};
 
+use rustls::RootCertStore;
+
+use crate::backend::vcenter::Vcenter;
+use crate::desk::DeskConfig;
 use crate::flow::{Driver, FlowConfig, Mode};
 use crate::ticket::TicketPolicy;
-use crate::tls::Policy;
+use crate::tls::{CertificateError, Policy, certificate};
 use crate::xdp::XdpConfig;
 
 /// A configuration that was checked.
@@ -50,6 +54,12 @@ pub struct Config {
     pub audit: Audit,
     /// The log.
     pub log: Log,
+    /// Where consoles are to be asked for, as tickets name it.
+    pub console: Console,
+    /// How vCenters are talked to, and the accounts there.
+    pub vcenter: Vcenter,
+    /// The ticket desk, where there is one.
+    pub desk: Option<DeskConfig>,
     /// The XDP gate.
     pub xdp: XdpConfig,
     /// The tenants by name.
@@ -157,6 +167,17 @@ pub struct Web {
     pub ping: Option<Duration>,
 }
 
+/// The public address of the consoles, which a load balancer or a port forward may make another than the listeners'.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Console {
+    /// Name or address; the one a client dialled where absent.
+    pub address: Option<String>,
+    /// Public port of the TLS doors; the listener's where absent.
+    pub tls_port: Option<u16>,
+    /// Public port of the authd doors; the listener's where absent.
+    pub authd_port: Option<u16>,
+}
+
 /// Socket options of both legs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sockets {
@@ -200,6 +221,12 @@ pub struct Log {
 }
 
 impl Config {
+    /// Who signs portals' certificates, where the desk takes any.
+    pub fn portals(&self) -> Result<Option<RootCertStore>, CertificateError> {
+        let file = self.desk.as_ref().and_then(|desk| desk.client_ca.as_deref());
+        file.map(certificate::roots).transpose()
+    }
+
     /// Reads and checks a file. Relative paths in it are relative to it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError::read(path, &error))?;

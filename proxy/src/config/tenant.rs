@@ -5,6 +5,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+/// What a tenant's consoles may do to the power of their VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsolePower {
+    /// Nothing.
+    #[default]
+    None,
+    /// Clients of `/sdk` may power on and off, reset and suspend.
+    Operations,
+    /// That, and a console of a VM that is off or suspended powers it on or resumes it.
+    Implicit,
+}
+
 /// A tenant of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tenant {
@@ -28,6 +41,8 @@ pub struct Tenant {
     pub idle: Option<std::time::Duration>,
     /// Longest session, where other than the appliance's.
     pub session: Option<std::time::Duration>,
+    /// What its consoles may do to the power of their VM, where a vCenter is behind them.
+    pub console_power: ConsolePower,
 }
 
 impl Tenant {

@@ -81,6 +81,7 @@ pub fn run(control: Arc<Control>, fronts: Fronts) -> Result<(), Box<dyn Error>> 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let gate = control.gate.clone();
     let cut = runtime.block_on(async {
+        gate.vcenters.run_here();
         let config = gate.config.load_full();
         let (metrics, registry) = (gate.metrics.clone(), gate.registry.clone());
         let admin = Admin { control: control.clone(), metrics, registry };
@@ -109,10 +110,15 @@ pub fn run(control: Arc<Control>, fronts: Fronts) -> Result<(), Box<dyn Error>> 
         let _ = server.await;
         Ok::<_, Box<dyn Error>>(cut)
     })?;
-    fronts.join();
     runtime.block_on(async {
+        // Their last handshakes may still wait for a vCenter, whose calls run here.
+        let joined = tokio::task::spawn_blocking(move || fronts.join()).await;
+        if joined.is_err() {
+            tracing::error!("the front threads could not be joined");
+        }
         session::close_all(&gate, CloseReason::Drain, |_| true);
         gate.registry.emptied().await;
+        gate.vcenters.log_out().await;
     });
     if !gate.audit.flush(FLUSH) {
         tracing::error!("audit records were lost: they could not be written in time");

@@ -56,12 +56,13 @@ impl Control {
         let keys = KeyRing::load(&new.tickets.keys)?;
         let provider = new.tls.policy.provider();
         let certified = certificate::load(&new.tls.certificate, &new.tls.key, &provider)?;
-        let tls = tls::server_config(new.tls.policy, gate.presented.clone())?;
+        let tls = tls::server_config(new.tls.policy, gate.presented.clone(), new.portals()?)?;
         // Nothing below can fail.
         let reloaded = compare(&old, &new);
         gate.presented.replace(certified);
         gate.tls.store(Arc::new(tls));
-        gate.provider.store(provider);
+        gate.provider.store(provider.clone());
+        gate.vcenters.reload(new.vcenter.clone(), provider);
         gate.tickets.reload(new.tickets.policy.clone(), keys);
         gate.sources.reload(new.limits);
         gate.metrics.set_tenants(&new.tenants.keys().cloned().collect::<Vec<_>>());
@@ -107,6 +108,9 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
             ("proxy_protocol", old.balancers != new.balancers),
             ("tls", old.tls != new.tls),
             ("tickets", old.tickets != new.tickets),
+            ("console_address", old.console != new.console),
+            ("desk", old.desk != new.desk),
+            ("vcenter", old.vcenter != new.vcenter),
             ("xdp", xdp_limits(old) != xdp_limits(new)),
             ("log.filter", old.log.filter != new.log.filter),
         ]),

@@ -109,7 +109,7 @@ mod tests {
     fn serve(config: &Config) -> String {
         let provider = config.tls.policy.provider();
         let certified = certificate::load(&config.tls.certificate, &config.tls.key, &provider).unwrap();
-        let tls = server_config(config.tls.policy, Presented::new(certified)).unwrap();
+        let tls = server_config(config.tls.policy, Presented::new(certified), None).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         std::thread::spawn(move || {

@@ -10,7 +10,7 @@ use super::Refused;
 use super::refused::Who;
 use super::websocket::{Stream, StreamError};
 use crate::admission::{Admission, Denied, Entry};
-use crate::backend::{self, BackendError, Console, Dial, Opening};
+use crate::backend::{self, BackendError, Console, Dial, Opening, VcenterError};
 use crate::gate::{Caller, Gate};
 use crate::metrics::Stage;
 use crate::protocol::console_url::{ConsoleUrl, may_open};
@@ -161,6 +161,7 @@ impl Door<'_> {
             },
             within: config.deadlines.backend,
             provider: self.gate.provider.load_full(),
+            vcenters: &self.gate.vcenters,
             metrics: &self.gate.metrics,
         };
         let opened = backend::open(permit.target(), permit.vm(), opening).await;
@@ -199,7 +200,7 @@ impl Door<'_> {
     fn no_console(&self, error: &BackendError) -> Told {
         tracing::info!(reason = error.as_str(), %error, source = %self.caller.source, "no console");
         let (code, words) = match error {
-            BackendError::OutsideTargets(_) => {
+            BackendError::OutsideTargets(_) | BackendError::Vcenter(VcenterError::OutsideTargets(_)) => {
                 (CloseCode::POLICY, "The machine is not within what your provider allows.")
             }
             BackendError::Refused { .. } | BackendError::NotWebSocket(_) | BackendError::SecondPass => (
@@ -210,6 +211,16 @@ impl Door<'_> {
             | BackendError::Unreachable { .. }
             | BackendError::Timeout { .. } => {
                 (CloseCode::BAD_GATEWAY, "The machine's host cannot be reached.")
+            }
+            BackendError::Vcenter(VcenterError::PoweredOff | VcenterError::PowerOn(_)) => {
+                (CloseCode::POLICY, "The machine is not powered on.")
+            }
+            BackendError::Vcenter(VcenterError::Login { .. }) => (
+                CloseCode::POLICY,
+                "The ticket is no longer taken where the machine is. Ask for a new one where you got it.",
+            ),
+            BackendError::Vcenter(_) => {
+                (CloseCode::BAD_GATEWAY, "Where the machine is cannot be found out just now.")
             }
             BackendError::Internal(_) => (CloseCode::INTERNAL, "The console proxy failed."),
             BackendError::Unsupported(_) | BackendError::BadTarget(_) => {

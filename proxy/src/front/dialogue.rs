@@ -1,5 +1,6 @@
 //! The authd dialogue inside TLS no. 1, the same on both raw doors: ticket, admission, host, hand-over.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -9,13 +10,13 @@ use tokio::time::timeout_at;
 use super::refused::Who;
 use super::{FAREWELL, Refused};
 use crate::admission::{Admission, Denied, Entry};
-use crate::backend::{BackendError, Dial, EsxiMks};
+use crate::backend::{self, BackendError, Dial, Reached};
 use crate::flow::Leg;
 use crate::gate::{Caller, Gate};
 use crate::metrics::Stage;
 use crate::protocol::authd::{Action, Refusal, Server};
 use crate::session::{self, HandOver};
-use crate::ticket::Permit;
+use crate::ticket::{Permit, TargetKind};
 use crate::tls::{TlsError, TlsStream};
 use crate::wire::{self, Runtime};
 
@@ -31,8 +32,16 @@ pub(super) async fn run(
 ) -> Result<(), Refused> {
     let config = gate.config.load_full();
     let deadline = tokio::time::Instant::now() + config.deadlines.dialogue;
-    let mut dialogue =
-        Dialogue { gate, caller, runtime, tls, server: Server::new(), login: None, host: None };
+    let mut dialogue = Dialogue {
+        gate,
+        caller,
+        runtime,
+        tls,
+        server: Server::new(),
+        login: None,
+        host: None,
+        announced: false,
+    };
     let path = loop {
         let line = match timeout_at(deadline, dialogue.tls.read_line()).await {
             Ok(Ok(line)) => line,
@@ -78,7 +87,9 @@ struct Dialogue<'a> {
     /// Set once the ticket opened and the tenant let it in.
     login: Option<(Permit, Admission)>,
     /// Set once the host took its ticket.
-    host: Option<EsxiMks>,
+    host: Option<Reached>,
+    /// The client knows what TLS no. 2 will show, so it must be this host's.
+    announced: bool,
 }
 
 impl Dialogue<'_> {
@@ -126,8 +137,9 @@ impl Dialogue<'_> {
     async fn thumbprint(&mut self, nonce: &str, sha256: bool) -> Result<(), Refused> {
         self.reach_host().await?;
         let Some(host) = &mut self.host else { return Err(self.lost().await) };
-        match host.thumbprint(nonce, sha256).await {
+        match host.host.thumbprint(nonce, sha256).await {
             Ok(announced) => {
+                self.announced = true;
                 let reply = self.server.thumbprint(&announced);
                 self.say(&reply).await
             }
@@ -147,17 +159,10 @@ impl Dialogue<'_> {
                 .goodbye(&reply, Refused::new("malformed", "bytes behind CONNECT inside TLS no. 1"))
                 .await);
         }
-        self.reach_host().await?;
-        let (Some((permit, admission)), Some(host)) = (self.login.take(), self.host.take()) else {
-            return Err(self.lost().await);
-        };
-        let who = Some(who(&permit));
-        let cfg_file = permit.target().cfg_file.clone().unwrap_or_else(|| permit.vm().to_owned());
         let began = Instant::now();
-        let (backend, to_client) = match host.console(&cfg_file).await {
-            Ok(console) => console,
-            Err(error) => return Err(self.no_host(error).await.of(&who)),
-        };
+        let (backend, to_client) = self.console().await?;
+        let Some((permit, admission)) = self.login.take() else { return Err(self.lost().await) };
+        let who = Some(who(&permit));
         self.gate.metrics.record(Stage::BackendHandshake, began.elapsed());
         let reply = self.server.connected(&path);
         self.tls.write_last(reply.as_bytes()).await.map_err(|e| Refused::new("client_closed", e).of(&who))?;
@@ -176,6 +181,23 @@ impl Dialogue<'_> {
         session::hand_over(self.gate, over).map_err(|error| Refused::new("internal", error).of(&who))
     }
 
+    /// CONNECT at the host. A VM that moved since a vCenter named the host is looked for once more, unless the client was
+    /// already told what the old host will show.
+    async fn console(&mut self) -> Result<(OwnedFd, Vec<u8>), Refused> {
+        let vcenter =
+            self.login.as_ref().is_some_and(|(permit, _)| permit.target().kind == TargetKind::Vcenter);
+        let mut again = vcenter && !self.announced;
+        loop {
+            self.reach_host().await?;
+            let Some(Reached { host, cfg_file }) = self.host.take() else { return Err(self.lost().await) };
+            match host.console(&cfg_file).await {
+                Ok(console) => return Ok(console),
+                Err(error) if again && error.may_have_moved() => again = false,
+                Err(error) => return Err(self.no_host(error).await),
+            }
+        }
+    }
+
     /// Connects to the host and logs in there, once.
     async fn reach_host(&mut self) -> Result<(), Refused> {
         if self.host.is_some() {
@@ -183,20 +205,13 @@ impl Dialogue<'_> {
         }
         let Some((permit, admission)) = &self.login else { return Err(self.lost().await) };
         let config = self.gate.config.load_full();
-        let (target, tenant) = (permit.target(), admission.tenant());
         let how = Dial {
-            tenant,
+            tenant: admission.tenant(),
             sockets: &config.sockets,
             within: config.deadlines.connect,
             runtime: self.runtime,
         };
-        let began = Instant::now();
-        let reached = async {
-            let wire = EsxiMks::connect(target, how).await?;
-            self.gate.metrics.record(Stage::BackendConnect, began.elapsed());
-            EsxiMks::login(wire, target, self.gate.provider.load_full(), config.deadlines.backend).await
-        };
-        match reached.await {
+        match backend::reach(self.gate, permit, how).await {
             Ok(host) => {
                 self.host = Some(host);
                 Ok(())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustls::server::UnbufferedServerConnection;
 use tokio::time::timeout;
 
-use super::{FAREWELL, Refused, authd, console, dialogue, page};
+use super::{FAREWELL, Refused, api, authd, console, dialogue, page};
 use crate::admission::Entry;
 use crate::gate::{Caller, Gate};
 use crate::metrics::Door;
@@ -17,7 +17,7 @@ use crate::wire::{Runtime, Wire};
 /// Requests of one connection: a browser fetches the page's files over a few connections, one after the other.
 const PAGE_REQUESTS: usize = 64;
 
-type Tls = TlsStream<UnbufferedServerConnection>;
+pub(super) type Tls = TlsStream<UnbufferedServerConnection>;
 
 /// TLS, one request head, then the door it names.
 pub(super) async fn serve(
@@ -32,8 +32,8 @@ pub(super) async fn serve(
     let mut tls = authd::shake_hands(gate, &caller, wire, early, not_tls).await?;
     let within = gate.config.load().deadlines.handshake;
     for left in (0..PAGE_REQUESTS).rev() {
-        let head = match timeout(within, read_head(&mut tls)).await {
-            Ok(Ok(head)) => head,
+        let (head, body) = match timeout(within, read_head(&mut tls)).await {
+            Ok(Ok((head, body))) => (head, body),
             Ok(Err((Some(status), refused))) => return Err(answer(tls, status, refused).await),
             Ok(Err((None, _))) if left + 1 < PAGE_REQUESTS => return Ok(()),
             Ok(Err((None, refused))) => return Err(refused),
@@ -45,6 +45,12 @@ pub(super) async fn serve(
         };
         let refused = |status: Status| Refused::new("bad_request", status.as_str());
         match route(&head) {
+            Ok(Route::Api(door)) => {
+                return api::serve(gate, Caller { door, ..caller }, tls, entry, head, body).await;
+            }
+            _ if body > 0 => {
+                return Err(answer(tls, Status::BadRequest, refused(Status::BadRequest)).await);
+            }
             Ok(Route::Mks) => {
                 let switched = tls.write_all(http::SWITCH_TO_MKS).await;
                 switched.map_err(|e| Refused::new("client_closed", e))?;
@@ -82,6 +88,8 @@ enum Route {
     Console(ConsoleUrl),
     /// `GET /console/…`.
     Page,
+    /// `POST /sdk`, `/api/…`, `/v1/…`: requests and answers.
+    Api(Door),
 }
 
 fn route(head: &Head) -> Result<Route, Status> {
@@ -93,13 +101,14 @@ fn route(head: &Head) -> Result<Route, Status> {
         "/mks" if head.method != "GET" => Err(Status::MethodNotAllowed),
         "/mks" if !head.upgrades_to("mks") => Err(Status::UpgradeRequired),
         "/mks" => Ok(Route::Mks),
+        path if api::door(path).is_some() => api::door(path).map(Route::Api).ok_or(Status::NotFound),
         path if page::is_page(path) => Ok(Route::Page),
         _ => Err(Status::NotFound),
     }
 }
 
-/// Reads one head; what was received behind it stays in the stream.
-async fn read_head(tls: &mut Tls) -> Result<Head, (Option<Status>, Refused)> {
+/// Reads one head and how long its body is; what was received behind it stays in the stream.
+pub(super) async fn read_head(tls: &mut Tls) -> Result<(Head, usize), (Option<Status>, Refused)> {
     let mut buffer = Vec::new();
     loop {
         let more = tls.read().await.map_err(|error| (None, Refused::new("client_closed", error)))?;
@@ -107,10 +116,10 @@ async fn read_head(tls: &mut Tls) -> Result<Head, (Option<Status>, Refused)> {
             return Err((None, Refused::new("client_closed", "closed before a request")));
         }
         buffer.extend_from_slice(&more);
-        match Head::parse(&buffer) {
-            Ok(Some((head, len))) => {
+        match Head::parse_with_body(&buffer) {
+            Ok(Some((head, len, body))) => {
                 tls.unread_mut().splice(0..0, buffer.drain(len..));
-                return Ok(head);
+                return Ok((head, body));
             }
             Ok(None) => {}
             Err(error) => {

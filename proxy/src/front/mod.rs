@@ -2,6 +2,7 @@
 //! Everything here is short-lived; no console's bytes pass through it.
 
 mod accept;
+mod api;
 mod authd;
 mod console;
 mod dialogue;

@@ -141,6 +141,10 @@ pub enum Door {
     Web,
     /// TLS 443, `GET /console/`: the page.
     Page,
+    /// TLS 443, `POST /sdk`: as a vCenter.
+    Sdk,
+    /// TLS 443, `/api/…` and `/v1/…`: the ticket desk.
+    Desk,
 }
 
 impl Door {
@@ -153,10 +157,11 @@ impl Door {
     }
 
     /// How many there are.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 6;
 
     /// Every door.
-    pub const ALL: [Door; Self::COUNT] = [Self::Authd, Self::Mks, Self::Web, Self::Page];
+    pub const ALL: [Door; Self::COUNT] =
+        [Self::Authd, Self::Mks, Self::Web, Self::Page, Self::Sdk, Self::Desk];
 
     /// The label value, and the name in audit records and on the command line.
     pub fn as_str(self) -> &'static str {
@@ -165,6 +170,8 @@ impl Door {
             Self::Mks => "mks",
             Self::Web => "web",
             Self::Page => "page",
+            Self::Sdk => "sdk",
+            Self::Desk => "desk",
         }
     }
 }

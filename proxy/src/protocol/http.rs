@@ -37,8 +37,18 @@ pub enum HeadError {
 }
 
 impl Head {
-    /// Parses the head at the front of `buffer`: `None` while it is not whole; else the head and its length.
+    /// Parses the head at the front of `buffer`: `None` while it is not whole; else the head and its length. A request with
+    /// a body is refused.
     pub fn parse(buffer: &[u8]) -> Result<Option<(Self, usize)>, HeadError> {
+        match Self::parse_with_body(buffer)? {
+            Some((head, len, 0)) => Ok(Some((head, len))),
+            Some(_) => Err(HeadError::Body),
+            None => Ok(None),
+        }
+    }
+
+    /// The same where a body may follow, whose length is told; only one of known length is taken.
+    pub fn parse_with_body(buffer: &[u8]) -> Result<Option<(Self, usize, usize)>, HeadError> {
         let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut request = httparse::Request::new(&mut fields);
         let scan = &buffer[..buffer.len().min(MAX_HEAD)];
@@ -59,9 +69,17 @@ impl Head {
             return Err(HeadError::Malformed);
         };
         let head = Self { method: method.into(), target: target.into(), headers };
-        let has_body = head.header("transfer-encoding").is_some()
-            || head.header("content-length").is_some_and(|n| n != "0");
-        if has_body { Err(HeadError::Body) } else { Ok(Some((head, len))) }
+        let mut lengths = head.values("content-length");
+        let body = match (lengths.next(), lengths.next()) {
+            (None, _) => 0,
+            (Some(n), None) if n.bytes().all(|b| b.is_ascii_digit()) => {
+                n.parse().map_err(|_| HeadError::Malformed)?
+            }
+            _ => return Err(HeadError::Malformed),
+        };
+        let encoded = head.values("transfer-encoding").next().is_some();
+        drop(lengths);
+        if encoded { Err(HeadError::Body) } else { Ok(Some((head, len, body))) }
     }
 
     /// A field's value; `None` where it is absent or stands there more than once.
@@ -192,6 +210,21 @@ mod tests {
         assert_eq!(Head::parse(b"\x16\x03\x01\0\0"), Err(HeadError::Malformed));
         assert_eq!(Head::parse(b"GET / HTTP/1.0\r\n\r\n"), Err(HeadError::Malformed));
         assert_eq!(Head::parse(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nabcde"), Err(HeadError::Body));
+    }
+
+    #[test]
+    fn a_body_of_known_length_is_told_and_no_other_taken() {
+        let parse =
+            |fields: &str| Head::parse_with_body(format!("POST /sdk HTTP/1.1\r\n{fields}\r\n").as_bytes());
+        assert_eq!(parse("Content-Length: 5\r\n").unwrap().unwrap().2, 5);
+        assert_eq!(parse("Transfer-Encoding: chunked\r\n"), Err(HeadError::Body));
+        for fields in [
+            "Content-Length: -1\r\n",
+            "Content-Length: 5\r\nContent-Length: 6\r\n",
+            "Content-Length: 99999999999999999999999\r\n",
+        ] {
+            assert_eq!(parse(fields), Err(HeadError::Malformed), "{fields}");
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@ pub mod authd;
 pub mod console_url;
 pub mod http;
 pub mod line;
+pub mod reply;
 pub mod rfb;
 pub mod rfb_client;
+pub mod soap;
 pub mod websocket;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -76,6 +77,21 @@ pub fn load(chain: &Path, key: &Path, provider: &CryptoProvider) -> Result<Certi
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(certified),
         Err(_) => Err(content(key, format!("is not the key of the certificate in {}", chain.display()))),
     }
+}
+
+/// Certificates that sign others, PEM.
+pub fn roots(path: &Path) -> Result<RootCertStore, CertificateError> {
+    let content = |what: String| CertificateError::Content { path: path.into(), what };
+    let pem = fs::read(path).map_err(|error| CertificateError::Read { path: path.into(), error })?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|error| content(format!("not PEM ({error})")))?;
+        roots.add(certificate).map_err(|error| content(format!("holds what is no root ({error})")))?;
+    }
+    if roots.is_empty() {
+        return Err(content("holds no certificate; put the issuer's there as PEM".into()));
+    }
+    Ok(roots)
 }
 
 /// What the listeners present; swapped by a reload.

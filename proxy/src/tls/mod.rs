@@ -9,7 +9,8 @@ pub mod thumbprint;
 
 use std::sync::Arc;
 
-use rustls::ServerConfig;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 
 pub use certificate::{CertificateError, Presented};
 pub use pin::Pinned;
@@ -20,11 +21,27 @@ pub use thumbprint::{Thumbprint, ThumbprintError};
 
 /// What the front doors speak. No session tickets: on the MKS doors TLS no. 1 lives for one dialogue, and a ticket that
 /// came after the hand-over would land in the middle of TLS no. 2.
-pub fn server_config(policy: Policy, presented: Arc<Presented>) -> Result<ServerConfig, rustls::Error> {
-    let mut config = ServerConfig::builder_with_provider(policy.provider())
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_cert_resolver(presented);
+///
+/// With `portals` a client may show a certificate that one of these roots signed; none has to.
+pub fn server_config(
+    policy: Policy,
+    presented: Arc<Presented>,
+    portals: Option<RootCertStore>,
+) -> Result<ServerConfig, rustls::Error> {
+    let provider = policy.provider();
+    let builder =
+        ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let builder = match portals {
+        None => builder.with_no_client_auth(),
+        Some(roots) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = verifier.allow_unauthenticated().build();
+            builder.with_client_cert_verifier(
+                verifier.map_err(|error| rustls::Error::General(error.to_string()))?,
+            )
+        }
+    };
+    let mut config = builder.with_cert_resolver(presented);
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.alpn_protocols = Vec::new();

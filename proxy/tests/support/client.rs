@@ -12,7 +12,7 @@ use super::PATIENCE;
 
 /// Accepts any certificate and shows it.
 #[derive(Debug)]
-struct Any;
+pub struct Any;
 
 impl ServerCertVerifier for Any {
     fn verify_server_cert(

@@ -37,6 +37,8 @@ pub mod code {
     pub const MALFORMED: u16 = 502;
     /// Another command has to come first.
     pub const OUT_OF_ORDER: u16 = 503;
+    /// The VM could not be started.
+    pub const START_PROBLEM: u16 = 511;
     /// The server behind has a problem.
     pub const SERVER_PROBLEM: u16 = 512;
     /// The ticket was not accepted further on.

@@ -64,6 +64,8 @@ pub enum Refusal {
     BadTicket,
     /// The hypervisor wants a second pass.
     SecondPass,
+    /// The VM is off.
+    PoweredOff,
     /// A deadline passed.
     Deadline,
     /// The appliance is going away.
@@ -89,6 +91,7 @@ impl Refusal {
                 code::SERVER_PROBLEM,
                 "The virtual machine's host asks for a second pass (two-pass host). Ask for a ticket of that kind.",
             ),
+            Self::PoweredOff => (code::START_PROBLEM, "The virtual machine is not powered on."),
             Self::Deadline => (code::GOODBYE, "Time is up."),
             Self::Draining => (code::BUSY, "The console proxy is going down. Try again in a moment."),
         };
