@@ -115,6 +115,21 @@ fn a_short_message_with_its_fin_is_delivered_with_its_fin() {
 }
 
 #[test]
+fn ends_that_overtake_the_kernels_splice_workers_are_not_lost() {
+    let engines = Engines::start(&config(Driver::IoUring, Mode::Splice)).expect("engine");
+    // The end has to come between a worker's look at the socket and its answer: it is tried many times, after other delays.
+    for n in 0..2000u32 {
+        let mut rig = Rig::new(&engines, UNLIMITED);
+        rig.client.write_all(b"bye").expect("written");
+        (0..n % 64 * 16).for_each(|_| std::hint::spin_loop());
+        rig.client.shutdown(Shutdown::Write).expect("shutdown");
+        assert_eq!(drain(&mut rig.backend), 3, "the message and then the end");
+        drop((rig.client, rig.backend));
+        rig.end.recv_timeout(PATIENCE).expect("the flow ends");
+    }
+}
+
+#[test]
 fn a_bulk_transfer_is_spliced() {
     for driver in [Driver::IoUring, Driver::Epoll] {
         let engines = Engines::start(&config(driver, Mode::Adaptive)).expect("engine");
@@ -140,17 +155,19 @@ fn messages_after_a_transfer_are_interactive_again() {
         let engines = Engines::start(&config(driver, Mode::Adaptive)).expect("engine");
         let mut rig = Rig::new(&engines, UNLIMITED);
         let stats = &engines.stats()[0];
-        for round in 1..4u64 {
+        for _ in 1..4 {
+            let before = stats.to_bulk.load(Relaxed);
             let mut from = rig.backend.try_clone().expect("clone");
             let writer = thread::spawn(move || from.write_all(&pattern(4 << 20)).expect("written"));
             let mut got = vec![0; 4 << 20];
             rig.client.read_exact(&mut got).expect("read");
             writer.join().expect("writer");
             assert!(got == pattern(4 << 20));
-            assert_eq!(stats.to_bulk.load(Relaxed), round, "one change per transfer");
+            // More than once where the machine made the transfer pause.
+            assert!(stats.to_bulk.load(Relaxed) > before, "a transfer is bulk");
             // The change back comes with the review after a quiet spell, or with the next message after one.
             let limit = Instant::now() + PATIENCE;
-            while stats.to_interactive.load(Relaxed) < round {
+            while stats.to_interactive.load(Relaxed) < stats.to_bulk.load(Relaxed) {
                 assert!(Instant::now() < limit, "interactive again");
                 thread::sleep(Duration::from_millis(60));
                 exchange(&mut rig.backend, &mut rig.client, b"a message");
@@ -267,16 +284,35 @@ fn deadlines_end_flows_with_their_own_reasons() {
 fn traffic_puts_the_idle_deadline_off() {
     everywhere(|engines| {
         let idle = Duration::from_millis(300);
-        let mut rig = Rig::new(engines, FlowLimits { idle: Some(idle), ..UNLIMITED });
-        let began = Instant::now();
-        while began.elapsed() < 2 * idle {
-            exchange(&mut rig.backend, &mut rig.client, b"still here");
-            thread::sleep(Duration::from_millis(10));
-        }
+        // A test that was itself kept from running for so long proves nothing: it begins anew.
+        let rig = loop {
+            let began = Instant::now();
+            let mut rig = Rig::new(engines, FlowLimits { idle: Some(idle), ..UNLIMITED });
+            if sends_for(&mut rig, began, 2 * idle, idle) {
+                break rig;
+            }
+        };
         let end = rig.account();
         assert_eq!(end.reason, CloseReason::IdleTimeout);
-        assert!(end.down > 100);
+        assert!(end.down > 10);
     });
+}
+
+/// Sends a message after another until `span` after the flow `began`. False if any two of them were as much as `gap` apart.
+fn sends_for(rig: &mut Rig, began: Instant, span: Duration, gap: Duration) -> bool {
+    let mut before = began;
+    while began.elapsed() < span {
+        let now = Instant::now();
+        let mut got = [0; 10];
+        let sent = rig.backend.write_all(b"still here").and_then(|()| rig.client.read_exact(&mut got));
+        if before.elapsed() >= gap {
+            return false;
+        }
+        sent.expect("no deadline passes while messages come");
+        before = now;
+        thread::sleep(Duration::from_millis(10));
+    }
+    true
 }
 
 #[test]

@@ -1,5 +1,9 @@
 //! `Mode::Splice`: both hops as `IORING_OP_SPLICE`, one in flight per direction. The kernel runs each on a worker thread
 //! (`REQ_F_FORCE_ASYNC` in io_uring/splice.c), so this is for comparison, not for consoles.
+//!
+//! The worker's "would block" may come in behind the event that made it untrue: the socket was empty when it looked, the FIN
+//! came next, and the poll's completion overtook the hop's. So a hop takes its readiness flag along when it starts; an event
+//! in the meantime sets the flag again, and "would block" leaves it alone.
 
 use std::os::fd::AsRawFd;
 
@@ -71,16 +75,18 @@ impl RingDriver {
     }
 
     fn hop_in(&mut self, core: &mut Core, key: u32, dir: Side) {
-        let Some(flow) = core.flows.get(key) else { return };
+        let Some(flow) = core.flows.get_mut(key) else { return };
         let Some(pipe) = &flow.dirs[dir].pipe else { return };
+        flow.socks[dir].readable = false;
         let (from, to) = (Fd(flow.socks[dir].fd.as_raw_fd()), Fd(pipe.write_end().as_raw_fd()));
         let entry = opcode::Splice::new(from, -1, to, -1, pipe.capacity() as u32).flags(FLAGS).build();
         self.launch(core, key, Op::Splice, dir, entry);
     }
 
     fn hop_out(&mut self, core: &mut Core, key: u32, dir: Side) {
-        let Some(flow) = core.flows.get(key) else { return };
+        let Some(flow) = core.flows.get_mut(key) else { return };
         let Some(pipe) = &flow.dirs[dir].pipe else { return };
+        flow.socks[1 - dir].writable = false;
         let (from, to) = (Fd(pipe.read_end().as_raw_fd()), Fd(flow.socks[1 - dir].fd.as_raw_fd()));
         let entry = opcode::Splice::new(from, -1, to, -1, flow.dirs[dir].in_pipe).flags(FLAGS).build();
         self.launch(core, key, Op::Splice, dir, entry);
@@ -96,6 +102,8 @@ impl RingDriver {
     ) -> Result<(), CloseReason> {
         let Some(flow) = core.flows.get_mut(key) else { return Ok(()) };
         let inward = flow.dirs[dir].in_pipe == 0;
+        // Neither event nor "would block": there may be more.
+        let mut again = true;
         match result {
             1.. if inward => {
                 flow.dirs[dir].in_pipe = result as u32;
@@ -107,14 +115,13 @@ impl RingDriver {
             }
             0 if inward => flow.ended(dir),
             code if matches!(-code, libc::ECANCELED | libc::EINTR) => {}
-            code if code == 0 || code == -libc::EAGAIN => {
-                if inward {
-                    flow.socks[dir].readable = false;
-                } else {
-                    flow.socks[1 - dir].writable = false;
-                }
-            }
+            code if code == 0 || code == -libc::EAGAIN => again = false,
             _ => return Err(reset(if inward { dir } else { 1 - dir })),
+        }
+        if again && inward {
+            flow.socks[dir].readable = !flow.dirs[dir].eof;
+        } else if again {
+            flow.socks[1 - dir].writable = true;
         }
         core.list(key);
         Ok(())
