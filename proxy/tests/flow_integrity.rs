@@ -5,20 +5,23 @@ mod flow_rig;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{Context, Digest, SHA256};
-use flow_rig::{Rig, UNLIMITED, config, pair, total};
-use mksgate::flow::{Driver, Engines, FlowConfig, Mode, Way};
+use flow_rig::{PATIENCE, Rig, UNLIMITED, config, pair, total};
+use mksgate::flow::{Driver, EngineStats, Engines, FlowConfig, Mode, Way};
 use mksgate::session::CloseReason;
 
 const FLOWS: u64 = 50;
 const BYTES: usize = (1 << 30) / FLOWS as usize + 1;
 /// What the side that closes last holds back until it has seen the end of the other.
 const TAIL: usize = 64 << 10;
+/// Long enough to leave bulk, where the engine sees it.
+const SILENCE: Duration = Duration::from_millis(60);
 
 /// Random bytes to cut pieces from.
 struct Noise(Vec<u8>);
@@ -53,10 +56,24 @@ impl Rng {
     }
 }
 
-/// Writes `BYTES` in pieces of random sizes, with a silence here and there, long enough to leave bulk; the last `TAIL`
-/// only after `go`.
-fn write(mut to: TcpStream, noise: Arc<Noise>, seed: u64, go: Option<Receiver<()>>) -> JoinHandle<Digest> {
+/// Where all writers meet halfway: until it is over they write no more than a few bytes after each silence.
+#[derive(Clone)]
+struct Meeting {
+    arrived: Sender<()>,
+    over: Arc<AtomicBool>,
+}
+
+/// Writes `BYTES` in pieces of random sizes, with a silence here and there, long enough to leave bulk, and many during the
+/// meeting; the last `TAIL` only after `go`.
+fn write(
+    mut to: TcpStream,
+    noise: Arc<Noise>,
+    seed: u64,
+    meeting: Meeting,
+    go: Option<Receiver<()>>,
+) -> JoinHandle<Digest> {
     thread::spawn(move || {
+        let mut meeting = Some(meeting);
         let mut rng = Rng(seed);
         let (mut sum, mut left) = (Context::new(&SHA256), BYTES);
         let mut go = go;
@@ -67,13 +84,25 @@ fn write(mut to: TcpStream, noise: Arc<Noise>, seed: u64, go: Option<Receiver<()
                 go.recv().expect("the other side ended");
             }
             let hold = if go.is_some() { left - TAIL.min(left - 1) } else { left };
+            let met = meeting.take_if(|_| left <= BYTES / 2);
+            if let Some(Meeting { arrived, over }) = met {
+                arrived.send(()).expect("the test waits");
+                while !over.load(Relaxed) {
+                    thread::sleep(SILENCE);
+                    let piece = noise.piece(&mut rng, 8);
+                    to.write_all(piece).expect("written");
+                    sum.update(piece);
+                    left -= piece.len();
+                }
+                continue;
+            }
             let len = rng.size().min(hold);
             let piece = noise.piece(&mut rng, len);
             to.write_all(piece).expect("written");
             sum.update(piece);
             left -= len;
             if rng.below(200) == 0 {
-                thread::sleep(Duration::from_millis(60));
+                thread::sleep(SILENCE);
             }
         }
         to.shutdown(Shutdown::Write).expect("shutdown");
@@ -123,25 +152,48 @@ type Written = JoinHandle<Digest>;
 type Got = JoinHandle<(usize, Digest)>;
 
 /// Starts the four threads of a flow; even flows are closed by the client first, odd ones by the backend.
-fn start(rig: &Rig, noise: &Arc<Noise>, n: u64) -> [(Written, Got); 2] {
+fn start(rig: &Rig, noise: &Arc<Noise>, n: u64, meeting: &Meeting) -> [(Written, Got); 2] {
     let clone = |end: &TcpStream| end.try_clone().expect("clone");
     let (ended, go) = channel();
     let (first, last) =
         if n.is_multiple_of(2) { (&rig.client, &rig.backend) } else { (&rig.backend, &rig.client) };
     let slow = n.is_multiple_of(5);
     let seed = n * 4 + 1;
-    let there =
-        (write(clone(first), Arc::clone(noise), seed, None), read(clone(last), seed + 1, slow, Some(ended)));
-    let back = (
-        write(clone(last), Arc::clone(noise), seed + 2, Some(go)),
-        read(clone(first), seed + 3, slow && n.is_multiple_of(2), None),
-    );
+    let writer = |to, seed, go| write(clone(to), Arc::clone(noise), seed, meeting.clone(), go);
+    let there = (writer(first, seed, None), read(clone(last), seed + 1, slow, Some(ended)));
+    let back =
+        (writer(last, seed + 2, Some(go)), read(clone(first), seed + 3, slow && n.is_multiple_of(2), None));
     [there, back]
+}
+
+/// Changes of direction: to bulk, and back.
+fn changes(engines: &Engines) -> (u64, u64) {
+    let sum = |(to, back), stats: Arc<EngineStats>| {
+        (to + stats.to_bulk.load(Relaxed), back + stats.to_interactive.load(Relaxed))
+    };
+    engines.stats().into_iter().fold((0, 0), sum)
+}
+
+/// Awaits all writers, then the return of every direction to small messages, then lets them go on.
+fn meet(engines: &Engines, mode: Mode, arrivals: &Receiver<()>, over: &AtomicBool) {
+    (0..2 * FLOWS).for_each(|_| arrivals.recv().expect("every writer comes halfway"));
+    let limit = Instant::now() + 5 * PATIENCE;
+    loop {
+        let (bulk, back) = changes(engines);
+        if bulk == back {
+            assert_eq!(bulk > FLOWS, mode == Mode::Adaptive, "{bulk} to bulk, {back} back");
+            return over.store(true, Relaxed);
+        }
+        assert!(Instant::now() < limit, "{bulk} to bulk, {back} back, though nothing large is sent");
+        thread::sleep(SILENCE);
+    }
 }
 
 fn run(driver: Driver, mode: Mode) {
     let noise = Noise::new();
     let engines = Engines::start(&FlowConfig { threads: 2, ..config(driver, mode) }).expect("engine");
+    let (arrived, arrivals) = channel();
+    let meeting = Meeting { arrived, over: Arc::default() };
     let flows: Vec<_> = (0..FLOWS)
         .map(|n| {
             let (client, backend) = (pair(), pair());
@@ -149,10 +201,12 @@ fn run(driver: Driver, mode: Mode) {
                 [&client.0, &client.1, &backend.0, &backend.1].into_iter().for_each(small_buffers);
             }
             let rig = Rig::over(&engines, UNLIMITED, Vec::new(), Vec::new(), client, backend);
-            let threads = start(&rig, &noise, n);
+            let threads = start(&rig, &noise, n, &meeting);
             (n, rig, threads)
         })
         .collect();
+    let Meeting { over, .. } = meeting;
+    meet(&engines, mode, &arrivals, &over);
     for (n, rig, threads) in flows {
         for (written, got) in threads {
             let sent = written.join().expect("writer");
@@ -166,10 +220,9 @@ fn run(driver: Driver, mode: Mode) {
     }
     let by_way = Way::ALL.map(|way| total(&engines, way));
     assert_eq!(by_way.iter().sum::<u64>(), 2 * FLOWS * BYTES as u64, "every byte is booked once");
-    let changes: u64 = engines.stats().iter().map(|s| s.to_bulk.load(Relaxed)).sum();
-    let back: u64 = engines.stats().iter().map(|s| s.to_interactive.load(Relaxed)).sum();
-    assert_eq!(changes > FLOWS && back > FLOWS, mode == Mode::Adaptive, "{changes} to bulk, {back} back");
-    println!("{driver:?} {mode:?}: {by_way:?} by way, {changes} to bulk, {back} back");
+    let (bulk, back) = changes(&engines);
+    assert_eq!(bulk > FLOWS && back > FLOWS, mode == Mode::Adaptive, "{bulk} to bulk, {back} back");
+    println!("{driver:?} {mode:?}: {by_way:?} by way, {bulk} to bulk, {back} back");
     let stats = engines.stats();
     engines.stop();
     for stats in stats {
