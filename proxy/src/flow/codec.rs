@@ -85,16 +85,19 @@ pub(super) struct Codec {
 pub(super) struct Plain {
     pub(super) bytes: Vec<u8>,
     pub(super) from: usize,
+    /// Where frames pass whole: the last place at which a frame of ours may stand, none of the peer's being half through.
+    pub(super) gap: Option<usize>,
 }
 
 impl Plain {
     pub(super) fn new() -> Self {
-        Self { bytes: vec![0; ROOM], from: ROOM }
+        Self { bytes: vec![0; ROOM], from: ROOM, gap: None }
     }
 
     pub(super) fn clear(&mut self) {
         self.bytes.resize(ROOM, 0);
         self.from = ROOM;
+        self.gap = None;
     }
 
     pub(super) fn data(&self) -> &[u8] {
@@ -147,10 +150,10 @@ impl Codec {
         whole: bool,
         out: &mut Vec<u8>,
     ) -> Result<bool, Broken> {
-        if let Some(ws) = &self.ws
-            && !whole
-        {
-            ws.wrap(plain);
+        match &mut self.ws {
+            Some(ws) if whole => ws.slip_in(plain),
+            Some(ws) => ws.wrap(plain),
+            None => {}
         }
         match &mut self.tls {
             Some(tls) => tls.encrypt(plain.data(), out).map(|()| false).map_err(|_| Broken),
@@ -158,20 +161,12 @@ impl Codec {
         }
     }
 
-    /// Pings and pongs that are due, if the peer can take a frame now. `between`: no frame is half sent.
-    pub(super) fn control(&mut self, between: bool, out: &mut Vec<u8>) -> Result<(), Broken> {
-        let Some(ws) = &mut self.ws else { return Ok(()) };
-        if !between || ws.close_sent || (ws.pong.is_none() && !ws.ping_due) {
-            return Ok(());
+    /// Pings and pongs that are due, for the peer to be sent where no frame is half through.
+    pub(super) fn control(&mut self, out: &mut Vec<u8>) -> Result<(), Broken> {
+        match self.ws.as_mut().and_then(WebSocket::control) {
+            Some(frames) => self.send_plain(&frames, out),
+            None => Ok(()),
         }
-        let mut frames = Vec::new();
-        if let Some(body) = ws.pong.take() {
-            put_control(&mut frames, Opcode::Pong, body.as_bytes(), ws.key());
-        }
-        if std::mem::take(&mut ws.ping_due) {
-            put_control(&mut frames, Opcode::Ping, b"", ws.key());
-        }
-        self.send_plain(&frames, out)
     }
 
     /// The last words: a close frame with its reason, close_notify.
@@ -212,6 +207,31 @@ impl Codec {
 }
 
 impl WebSocket {
+    /// Pings and pongs that are due.
+    fn control(&mut self) -> Option<Vec<u8>> {
+        if self.close_sent || (self.pong.is_none() && !self.ping_due) {
+            return None;
+        }
+        let mut frames = Vec::new();
+        if let Some(body) = self.pong.take() {
+            put_control(&mut frames, Opcode::Pong, body.as_bytes(), self.key());
+        }
+        if std::mem::take(&mut self.ping_due) {
+            put_control(&mut frames, Opcode::Ping, b"", self.key());
+        }
+        Some(frames)
+    }
+
+    /// Puts control frames that are due between the frames that pass. Reads end anywhere: were pongs to wait for one that
+    /// ends with a frame, a busy stream would never let them through.
+    fn slip_in(&mut self, plain: &mut Plain) {
+        if let Some(gap) = plain.gap
+            && let Some(frames) = self.control()
+        {
+            plain.bytes.splice(gap..gap, frames);
+        }
+    }
+
     /// Unwraps the frames in `plain` where they lie; true: the peer closed.
     fn unwrap_frames(&mut self, plain: &mut Plain) -> Result<bool, Broken> {
         // A header that was cut is longer than what of it lies here: it is completed in the room before.
@@ -219,6 +239,9 @@ impl WebSocket {
         let start = ROOM - if whole { self.decoder.held() } else { 0 };
         let (mut at, mut to) = (ROOM, start);
         loop {
+            if whole && self.decoder.between_frames() {
+                plain.gap = Some(to);
+            }
             let event = match self.decoder.next(&mut plain.bytes, &mut at) {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
@@ -244,6 +267,9 @@ impl WebSocket {
                 Event::Pong => {}
                 Event::Close(code) => self.closed = Some(code),
             }
+        }
+        if whole && self.decoder.between_frames() {
+            plain.gap = Some(to);
         }
         plain.bytes.truncate(to);
         plain.from = start;

@@ -155,6 +155,7 @@ impl Core {
 
     fn transform_with(&mut self, key: u32, dir: Side, bench: &mut Bench) -> Result<(), CloseReason> {
         self.begin(key, dir, bench)?;
+        self.notice_end(key, dir);
         for _ in 0..READS_PER_TURN {
             self.send_owed(key, dir)?;
             self.send_control(key, dir, bench)?;
@@ -163,6 +164,8 @@ impl Core {
                 Turn::Enough => break,
             }
         }
+        // The last read may have ended a frame that pings and pongs had to wait for.
+        self.send_control(key, dir, bench)?;
         // Pongs to the source's peer, by way of the other direction.
         self.send_control(key, 1 - dir, bench)
     }
@@ -177,7 +180,8 @@ impl Core {
         flow.dirs[dir].handed_over = false;
         bench.plain.clear();
         bench.plain.bytes.extend_from_slice(&first);
-        self.deliver(key, dir, bench)
+        // The front unwrapped them, whatever is done with what follows.
+        self.deliver(key, dir, bench, false)
     }
 
     fn read_once(&mut self, key: u32, dir: Side, bench: &mut Bench) -> Result<Turn, CloseReason> {
@@ -199,10 +203,12 @@ impl Core {
             flow.dirs[1 - dir].keep(&bench.answer);
             ended = decoded.map_err(|Broken| broken(dir))?;
         }
-        self.deliver(key, dir, bench)?;
+        let whole = layers.whole[dir];
+        self.deliver(key, dir, bench, whole)?;
         let Some(flow) = self.flows.get_mut(key) else { return Ok(Turn::Enough) };
         if ended || received.end {
             flow.ended(dir);
+            self.notice_end(key, dir);
             return Ok(Turn::Enough);
         }
         Ok(if received.more { Turn::More } else { Turn::Enough })
@@ -249,7 +255,8 @@ impl Core {
     }
 
     /// Encodes what stands in `plain` for the destination and sends it; what does not fit waits in `pending`.
-    fn deliver(&mut self, key: u32, dir: Side, bench: &mut Bench) -> Result<(), CloseReason> {
+    /// `whole`: it is frames already.
+    fn deliver(&mut self, key: u32, dir: Side, bench: &mut Bench, whole: bool) -> Result<(), CloseReason> {
         let Some(flow) = self.flows.get_mut(key) else { return Ok(()) };
         let Some(layers) = flow.layers.as_mut() else { return Ok(()) };
         let n = bench.plain.data().len() as u64;
@@ -258,9 +265,9 @@ impl Core {
         }
         bench.out.clear();
         let as_it_stands = match &mut layers.codecs[1 - dir] {
-            Some(codec) => codec
-                .encode(&mut bench.plain, layers.whole[dir], &mut bench.out)
-                .map_err(|Broken| broken(1 - dir))?,
+            Some(codec) => {
+                codec.encode(&mut bench.plain, whole, &mut bench.out).map_err(|Broken| broken(1 - dir))?
+            }
             None => true,
         };
         layers.owed[dir] += n;
@@ -292,10 +299,12 @@ impl Core {
         if !flow.dirs[dir].pending.is_empty() {
             return Ok(());
         }
-        let between = layers.between(1 - dir);
+        if !layers.between(1 - dir) {
+            return Ok(());
+        }
         let Some(codec) = &mut layers.codecs[1 - dir] else { return Ok(()) };
         bench.out.clear();
-        codec.control(between, &mut bench.out).map_err(|Broken| broken(1 - dir))?;
+        codec.control(&mut bench.out).map_err(|Broken| broken(1 - dir))?;
         send_or_keep(flow, dir, &bench.out)
     }
 
@@ -308,6 +317,18 @@ impl Core {
         let owed = flow.layers.as_mut().map_or(0, |layers| std::mem::take(&mut layers.owed[dir]));
         if owed > 0 {
             flow.delivered(dir, owed as usize, Way::Copied, &self.stats, self.now_ms);
+        }
+    }
+
+    /// The source's peer sends nothing more, or has said that it ends. Where that ends the flow, what is left for the
+    /// destination has as long as the other half of a half-closed connection: a host that takes nothing any more must not keep
+    /// a console open whose viewer went.
+    fn notice_end(&mut self, key: u32, dir: Side) {
+        let Some(flow) = self.flows.get_mut(key) else { return };
+        let over = flow.dirs[dir].eof || flow.socks[dir].hup;
+        if over && flow.layers.as_ref().is_some_and(|layers| layers.ends_whole()) {
+            flow.closing(self.now_ms);
+            self.schedule(key);
         }
     }
 

@@ -196,10 +196,15 @@ impl FlowState {
         self.first_eof.get_or_insert(dir);
     }
 
+    /// The half-close deadline runs from now on.
+    pub(super) fn closing(&mut self, now_ms: u64) {
+        self.half_closed_ms = self.half_closed_ms.min(now_ms);
+    }
+
     /// Everything of `dir` was delivered and FIN sent. Returns the close reason if that was the last direction.
     pub(super) fn finished(&mut self, dir: Side, now_ms: u64) -> Option<CloseReason> {
         self.dirs[dir].done = true;
-        self.half_closed_ms = self.half_closed_ms.min(now_ms);
+        self.closing(now_ms);
         let both = self.dirs.iter().all(|dir| dir.done);
         both.then_some(match self.first_eof {
             Some(BACKEND) => CloseReason::BackendClosed,

@@ -91,9 +91,10 @@ impl Decoder {
         }
     }
 
-    /// From now on data frames are checked, not unwrapped. Only between two frames; false elsewhere.
+    /// From now on data frames are checked, not unwrapped. Only between two messages, for the peer must not get the rest of
+    /// one whose beginning went elsewhere; false in the middle of one.
     pub fn pass_whole(&mut self) -> bool {
-        let between = self.frame.is_none() && self.have == 0;
+        let between = self.frame.is_none() && self.have == 0 && !self.in_message;
         self.whole |= between;
         between
     }
