@@ -8,7 +8,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::super::event::Closed;
 use super::super::stream::Stream;
-use super::message::{Message, PixelFormat, Rect};
+use super::message::{Message, PixelFormat, Rect, keysym};
 use super::paint::{self, FULL, HEIGHT, Picture, Scene, WIDTH};
 
 /// Between two pictures.
@@ -190,10 +190,14 @@ impl Viewer {
                 self.asked = Some((incremental && !whole, area));
             }
             Message::Key { down: true, keysym } => self.desktop.press(keysym),
+            Message::VmwareKey { down: true, scan_code } => self.desktop.press(keysym(scan_code)),
             Message::Pointer { buttons, x, y } => self.desktop.state().pointer = Some((x, y, buttons)),
             Message::CutText(text) => self.desktop.state().clipboard = text,
             // Raw needs no announcement, and everyone takes it.
-            Message::SetEncodings(_) | Message::Key { down: false, .. } | Message::Vmware => {}
+            Message::SetEncodings(_)
+            | Message::Key { down: false, .. }
+            | Message::VmwareKey { down: false, .. }
+            | Message::Vmware => {}
         }
     }
 

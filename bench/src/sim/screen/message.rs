@@ -1,5 +1,17 @@
 //! The messages of an RFB client (RFC 6143, 7.5), and VMware's type 127.
 
+/// What a PC keyboard's scan codes (set 1) are on a US layout, from 0x01 on; zero: no character.
+const SCAN_CODES: &[u8] = b"\x1b1234567890-=\x08\tqwertyuiop[]\r\0asdfghjkl;'`\0\\zxcvbnm,./\0*\0 ";
+
+/// The keysym of a scan code, without modifiers; 0 where it is no character's.
+pub(super) fn keysym(scan_code: u16) -> u32 {
+    let at = usize::from(scan_code).wrapping_sub(1);
+    match SCAN_CODES.get(at).copied().unwrap_or(0) {
+        control @ (0x08 | 0x09 | 0x0d | 0x1b) => 0xff00 | u32::from(control),
+        character => character.into(),
+    }
+}
+
 /// Longest clipboard text and longest extension message taken.
 const MAX_TEXT: usize = 1 << 20;
 
@@ -82,7 +94,12 @@ pub(super) enum Message {
         y: u16,
     },
     CutText(Vec<u8>),
-    /// Type 127, whose length counts its own header of 4 bytes.
+    /// Type 127, subtype 0: a key of a PC keyboard by its scan code (set 1), as VMware's own viewers send it.
+    VmwareKey {
+        down: bool,
+        scan_code: u16,
+    },
+    /// Any other of type 127, whose length counts its own header of 4 bytes.
     Vmware,
 }
 
@@ -128,6 +145,9 @@ impl Message {
             }
             [5, buttons, ..] => Self::Pointer { buttons: *buttons, x: u16_at(2), y: u16_at(4) },
             [6, _, _, _, _, _, _, _, text @ ..] => Self::CutText(text.to_vec()),
+            [127, 0, _, 8, high, low, down, _] => {
+                Self::VmwareKey { down: *down != 0, scan_code: u16::from_be_bytes([*high, *low]) }
+            }
             _ => Self::Vmware,
         })
     }
@@ -150,6 +170,7 @@ mod tests {
     #[test]
     fn messages_are_cut_at_their_own_lengths() {
         let mut wire = vec![127, 5, 0, 8, 1, 2, 3, 4];
+        wire.extend([127, 0, 0, 8, 0, 0x30, 1, 0]);
         wire.extend([2, 0, 0, 2, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0x11]);
         wire.extend([3, 1, 0, 1, 0, 2, 0, 3, 0, 4]);
         wire.extend([4, 1, 0, 0, 0, 0, 0xff, 0x0d]);
@@ -157,6 +178,7 @@ mod tests {
         wire.extend([6, 0, 0, 0, 0, 0, 0, 2, b'h', b'i']);
         let expected = [
             Message::Vmware,
+            Message::VmwareKey { down: true, scan_code: 0x30 },
             Message::SetEncodings(vec![0, -239]),
             Message::UpdateRequest { incremental: true, area: Rect { x: 1, y: 2, w: 3, h: 4 } },
             Message::Key { down: true, keysym: 0xff0d },
@@ -165,6 +187,15 @@ mod tests {
         ];
         assert_eq!(parse_all(&wire).unwrap(), expected);
         assert_eq!(Message::parse(&wire[..7]), Ok(None));
+    }
+
+    #[test]
+    fn scan_codes_are_those_of_a_us_keyboard() {
+        for (code, sym) in [(0x01, 0xff1b), (0x0e, 0xff08), (0x1c, 0xff0d), (0x1e, 0x61), (0x2c, 0x7a)] {
+            assert_eq!(keysym(code), sym, "{code:#x}");
+        }
+        assert_eq!((keysym(0x39), keysym(0x02), keysym(0x35)), (0x20, 0x31, 0x2f));
+        assert_eq!((keysym(0), keysym(0x2a), keysym(0x153)), (0, 0, 0));
     }
 
     #[test]
