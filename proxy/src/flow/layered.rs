@@ -14,7 +14,6 @@ use super::core::Core;
 use super::socket::{self, Moved};
 use super::state::{BACKEND, CLIENT, FlowState, NEVER, Side, millis, reset};
 use super::stats::Way;
-use crate::protocol::websocket::CloseCode;
 use crate::session::CloseReason;
 use crate::tls::session::MAX_PARTIAL;
 
@@ -353,7 +352,7 @@ impl Core {
     /// Says the last words on the legs that have any, as far as they fit; false where both are raw.
     pub(super) fn farewell(&mut self, flow: &mut FlowState) -> bool {
         let Some(mut layers) = flow.layers.take() else { return false };
-        let (code, words) = last_words(flow.reason.unwrap_or(CloseReason::Internal));
+        let (code, words) = flow.reason.unwrap_or(CloseReason::Internal).words();
         for side in [CLIENT, BACKEND] {
             let between = layers.between(side);
             if let Some(codec) = &mut layers.codecs[side] {
@@ -421,31 +420,6 @@ fn send_or_keep(flow: &mut FlowState, dir: Side, bytes: &[u8]) -> Result<(), Clo
         flow.dirs[dir].keep(&bytes[sent..]);
     }
     Ok(())
-}
-
-/// What a person is told, and the code that tells a program whether to come again (1001, 1011 and 1014: yes).
-fn last_words(reason: CloseReason) -> (CloseCode, &'static str) {
-    match reason {
-        CloseReason::ClientClosed => (CloseCode::NORMAL, "The console was closed."),
-        CloseReason::BackendClosed => (CloseCode::NORMAL, "The machine's console was closed by its host."),
-        CloseReason::ClientReset => (CloseCode::NORMAL, "The viewer's connection was lost."),
-        CloseReason::BackendReset => {
-            (CloseCode::BAD_GATEWAY, "The connection to the machine's host was lost.")
-        }
-        CloseReason::IdleTimeout => {
-            (CloseCode::POLICY, "The console was closed because nothing happened in it.")
-        }
-        CloseReason::SessionDeadline => (CloseCode::POLICY, "The longest time of a session is over."),
-        CloseReason::HalfCloseDeadline => (CloseCode::NORMAL, "The machine's host has ended the console."),
-        CloseReason::Operator => (CloseCode::POLICY, "An operator closed this console."),
-        CloseReason::TicketRevoked => (CloseCode::POLICY, "The ticket of this console was revoked."),
-        CloseReason::TenantRemoved => {
-            (CloseCode::POLICY, "Consoles of this tenant are no longer served here.")
-        }
-        CloseReason::Drain => (CloseCode::GOING_AWAY, "The console proxy is being restarted."),
-        CloseReason::ProtocolError => (CloseCode::PROTOCOL, "The viewer broke the rules of the protocol."),
-        CloseReason::Internal => (CloseCode::INTERNAL, "The console proxy failed."),
-    }
 }
 
 /// Sockets of closed flows whose peers may still read.

@@ -16,8 +16,9 @@ use crate::metrics::Stage;
 use crate::protocol::console_url::{ConsoleUrl, may_open};
 use crate::protocol::http::{Head, Status};
 use crate::protocol::rfb;
+use crate::protocol::rfb_client::RfbClientError;
 use crate::protocol::websocket::{CloseCode, UpgradeError, negotiate};
-use crate::session::{self, HandOver};
+use crate::session::{self, HandOver, NotOpened};
 use crate::ticket::Permit;
 use crate::tls::TlsStream;
 use crate::wire::{self, Runtime};
@@ -25,8 +26,13 @@ use crate::wire::{self, Runtime};
 /// What the server says first on `/{port};{ticket}` (PROTOCOLS: exactly these 17 bytes).
 const ASK_VMX: &[u8] = b"connect info vmx\n";
 
-/// What a refused client is told.
+/// What a refused client is told, and what the operator is.
 type Told = (CloseCode, String, Refused);
+
+fn told(not: NotOpened, refused: Refused) -> Told {
+    let (code, words) = not.words();
+    (code, words.to_owned(), refused)
+}
 
 /// Checks the request as a WebSocket's handshake; the response that switches. The text goes to the client.
 pub(super) fn check(
@@ -73,8 +79,7 @@ pub(super) async fn run(
         Ok(login) => login,
         Err(told) => return Err(door.refuse(stream, told).await),
     };
-    let who =
-        Some(Who { tenant: permit.tenant().into(), user: permit.user().into(), jti: permit.jti().into() });
+    let who = Some(who(&permit));
     let config = gate.config.load_full();
     let _ = wire::set_options(stream.wire(), &config.sockets, admission.tenant().number);
     let console = match door.open(&mut stream, &url, &permit, &admission).await {
@@ -90,6 +95,10 @@ pub(super) async fn run(
     session::hand_over(gate, over).map_err(internal)
 }
 
+fn who(permit: &Permit) -> Who {
+    Who { tenant: permit.tenant().into(), user: permit.user().into(), jti: permit.jti().into() }
+}
+
 struct Door<'a> {
     gate: &'a Arc<Gate>,
     caller: Caller,
@@ -103,33 +112,19 @@ impl Door<'_> {
         let began = Instant::now();
         let opened = gate.tickets.open(sealed, self.caller.source.ip(), SystemTime::now());
         gate.metrics.record(Stage::Ticket, began.elapsed());
-        let permit = opened.map_err(|error| {
-            let words = "This ticket opens no console (any more). Ask for a new one where you got it.";
-            (CloseCode::POLICY, words.to_owned(), Refused::new(error.as_str(), error))
-        })?;
-        let who =
-            Who { tenant: permit.tenant().into(), user: permit.user().into(), jti: permit.jti().into() };
-        let told =
-            |code, words: &str, refused: Refused| (code, words.to_owned(), refused.of(&Some(who.clone())));
+        let permit = opened.map_err(|error| told(NotOpened::Ticket, Refused::new(error.as_str(), error)))?;
+        let who = Some(who(&permit));
         if gate.is_draining() {
             let refused = Refused::new("draining", "the appliance is draining");
-            return Err(told(CloseCode::GOING_AWAY, "The console proxy is being restarted.", refused));
+            return Err(told(NotOpened::Draining, refused.of(&who)));
         }
         let admitted = gate.tenants.admit(permit.tenant(), permit.user(), Instant::now());
-        let admission = admitted.map_err(|denied| match denied {
-            Denied::UnknownTenant => {
-                let refused = Refused::new(denied.as_str(), "no such tenant in the configuration");
-                told(CloseCode::POLICY, "Consoles of this tenant are not served here.", refused)
-            }
-            _ => {
-                let refused =
-                    Refused::new(denied.as_str(), "a limit of the tenant (`tenants` in the configuration)");
-                told(
-                    CloseCode::TRY_LATER,
-                    "Too many consoles are open. Close one, or try again later.",
-                    refused,
-                )
-            }
+        let admission = admitted.map_err(|denied| {
+            let (not, detail) = match denied {
+                Denied::UnknownTenant => (NotOpened::UnknownTenant, "no such tenant in the configuration"),
+                _ => (NotOpened::TooMany, "a limit of the tenant (`tenants` in the configuration)"),
+            };
+            told(not, Refused::new(denied.as_str(), detail).of(&who))
         })?;
         gate.metrics.record(Stage::Admission, self.caller.accepted.elapsed());
         Ok((permit, admission))
@@ -168,10 +163,7 @@ impl Door<'_> {
         let console = opened.map_err(|error| self.no_console(&error))?;
         if console.wants_handshake {
             self.in_time(shake_hands(stream)).await.and_then(|played| {
-                played.map_err(|error| {
-                    let refused = Refused::new("bad_rfb", error);
-                    (CloseCode::PROTOCOL, format!("No RFB: {error}."), refused)
-                })
+                played.map_err(|error| told(NotOpened::NotRfb, Refused::new("bad_rfb", error)))
             })?;
         }
         Ok(console)
@@ -186,49 +178,42 @@ impl Door<'_> {
                 Err((violation.code(), violation.to_string(), Refused::new("bad_websocket", violation)))
             }
             Ok(Err(StreamError::TooMuch)) => {
-                let refused = Refused::new("bad_websocket", StreamError::TooMuch);
-                Err((CloseCode::TOO_BIG, "Too much before the console is open.".into(), refused))
+                Err(told(NotOpened::TooMuch, Refused::new("bad_websocket", StreamError::TooMuch)))
             }
             Ok(Err(error)) => Err((CloseCode::NORMAL, String::new(), Refused::new("client_closed", error))),
             Err(_) => {
                 let refused = Refused::new("deadline_dialogue", "the client's dialogue took too long");
-                Err((CloseCode::POLICY, "The viewer took too long to answer.".into(), refused))
+                Err(told(NotOpened::TooSlow, refused))
             }
         }
     }
 
     fn no_console(&self, error: &BackendError) -> Told {
         tracing::info!(reason = error.as_str(), %error, source = %self.caller.source, "no console");
-        let (code, words) = match error {
+        let not = match error {
             BackendError::OutsideTargets(_) | BackendError::Vcenter(VcenterError::OutsideTargets(_)) => {
-                (CloseCode::POLICY, "The machine is not within what your provider allows.")
+                NotOpened::OutsideTargets
             }
-            BackendError::Refused { .. } | BackendError::NotWebSocket(_) | BackendError::SecondPass => (
-                CloseCode::POLICY,
-                "The machine's host did not take its ticket. Ask for a new one where you got it.",
-            ),
+            BackendError::Refused { .. } | BackendError::NotWebSocket(_) | BackendError::SecondPass => {
+                NotOpened::HostRefused
+            }
+            BackendError::Rfb(RfbClientError::Refused(_) | RfbClientError::NoPassword) => {
+                NotOpened::HostRefused
+            }
             BackendError::Resolve { .. }
             | BackendError::Unreachable { .. }
-            | BackendError::Timeout { .. } => {
-                (CloseCode::BAD_GATEWAY, "The machine's host cannot be reached.")
-            }
+            | BackendError::Timeout { .. } => NotOpened::Unreachable,
+            BackendError::WrongCertificate => NotOpened::WrongHost,
             BackendError::Vcenter(VcenterError::PoweredOff | VcenterError::PowerOn(_)) => {
-                (CloseCode::POLICY, "The machine is not powered on.")
+                NotOpened::PoweredOff
             }
-            BackendError::Vcenter(VcenterError::Login { .. }) => (
-                CloseCode::POLICY,
-                "The ticket is no longer taken where the machine is. Ask for a new one where you got it.",
-            ),
-            BackendError::Vcenter(_) => {
-                (CloseCode::BAD_GATEWAY, "Where the machine is cannot be found out just now.")
-            }
-            BackendError::Internal(_) => (CloseCode::INTERNAL, "The console proxy failed."),
-            BackendError::Unsupported(_) | BackendError::BadTarget(_) => {
-                (CloseCode::POLICY, "This kind of console cannot be opened in a browser.")
-            }
-            _ => (CloseCode::BAD_GATEWAY, "The machine's host did not open the console."),
+            BackendError::Vcenter(VcenterError::Login { .. }) => NotOpened::VcenterRefused,
+            BackendError::Vcenter(_) => NotOpened::VcenterFailed,
+            BackendError::Unsupported(_) | BackendError::BadTarget(_) => NotOpened::Unsupported,
+            BackendError::Internal(_) => NotOpened::Internal,
+            _ => NotOpened::HostFailed,
         };
-        (code, words.to_owned(), Refused::new(error.as_str(), error))
+        told(not, Refused::new(error.as_str(), error))
     }
 
     /// Tells the client. Whether it still listens changes nothing.
@@ -249,7 +234,7 @@ fn named(answer: &[u8], permit: &Permit) -> Result<(), Told> {
     }
     let refused =
         Refused::new("wrong_vm", format!("the client named another VM than the ticket's {:?}", permit.vm()));
-    Err((CloseCode::POLICY, "The ticket is for another machine.".into(), refused))
+    Err(told(NotOpened::WrongVm, refused))
 }
 
 /// Plays the server in RFB's handshake. The version goes in a frame of its own: by its 12 bytes VMware's viewer tells a

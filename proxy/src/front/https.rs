@@ -125,6 +125,7 @@ pub(super) async fn read_head(tls: &mut Tls) -> Result<(Head, usize), (Option<St
             Err(error) => {
                 let status = match error {
                     HeadError::TooLarge => Status::HeadTooLarge,
+                    HeadError::TargetTooLong => Status::TargetTooLong,
                     HeadError::Malformed | HeadError::Body => Status::BadRequest,
                 };
                 return Err((Some(status), Refused::new("bad_request", error)));

@@ -25,6 +25,9 @@ pub struct Head {
 /// Why there is no head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum HeadError {
+    /// The first line alone is longer than [`MAX_HEAD`].
+    #[error("request target longer than {MAX_HEAD} bytes")]
+    TargetTooLong,
     /// Longer than [`MAX_HEAD`], or too many fields.
     #[error("request head longer than {MAX_HEAD} bytes or {MAX_HEADERS} fields")]
     TooLarge,
@@ -55,6 +58,7 @@ impl Head {
         let len = match request.parse(scan) {
             Ok(httparse::Status::Complete(len)) => len,
             Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD => return Ok(None),
+            Ok(httparse::Status::Partial) if !scan.contains(&b'\n') => return Err(HeadError::TargetTooLong),
             Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
                 return Err(HeadError::TooLarge);
             }
@@ -128,6 +132,8 @@ pub enum Status {
     MethodNotAllowed,
     /// 408.
     Timeout,
+    /// 414.
+    TargetTooLong,
     /// 426.
     UpgradeRequired,
     /// 426, where a WebSocket is.
@@ -145,6 +151,7 @@ impl Status {
             Self::NotFound => "404 Not Found",
             Self::MethodNotAllowed => "405 Method Not Allowed",
             Self::Timeout => "408 Request Timeout",
+            Self::TargetTooLong => "414 URI Too Long",
             Self::UpgradeRequired | Self::WebSocketRequired => "426 Upgrade Required",
             Self::HeadTooLarge => "431 Request Header Fields Too Large",
         }
@@ -158,6 +165,7 @@ impl Status {
             Self::NotFound => "There is nothing here.",
             Self::MethodNotAllowed => "Only GET is taken here.",
             Self::Timeout => "The request took too long.",
+            Self::TargetTooLong => "The address is too long.",
             Self::WebSocketRequired => "A WebSocket is opened here.",
             Self::UpgradeRequired => "Ask for an upgrade to mks.",
             Self::HeadTooLarge => "The request's head is too large.",
@@ -205,6 +213,8 @@ mod tests {
     fn what_is_too_large_or_no_request_is_refused() {
         let endless = [b"GET / HTTP/1.1\r\nX: ".to_vec(), vec![b'a'; MAX_HEAD]].concat();
         assert_eq!(Head::parse(&endless), Err(HeadError::TooLarge));
+        let target = [b"GET /902;".to_vec(), vec![b'a'; 1 << 20]].concat();
+        assert_eq!(Head::parse(&target), Err(HeadError::TargetTooLong));
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(MAX_HEADERS + 1));
         assert_eq!(Head::parse(many.as_bytes()), Err(HeadError::TooLarge));
         assert_eq!(Head::parse(b"\x16\x03\x01\0\0"), Err(HeadError::Malformed));

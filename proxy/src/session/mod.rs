@@ -3,7 +3,9 @@
 mod close;
 mod hand_over;
 mod registry;
+mod words;
 
 pub use close::{CloseReason, Fault};
 pub use hand_over::{HandOver, close_all, hand_over};
 pub use registry::{Registry, Selector, Session, SessionView, SocketView, rfc3339};
+pub use words::{NotOpened, Words};
