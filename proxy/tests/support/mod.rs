@@ -103,44 +103,36 @@ impl Setup {
     }
 
     pub fn start(self) -> Appliance {
-        let path = self.write();
-        let mut child = mksgate()
-            .args(["serve", "--config"])
-            .arg(&path)
-            .stderr(Stdio::piped())
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let (sender, log) = mpsc::channel();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                match serde_json::from_str(&line) {
-                    Ok(value) => drop(sender.send(value)),
-                    Err(_) => eprintln!("mksgate: {line}"),
-                }
-            }
-        });
+        let (child, log) = serve(&self.write());
         let keys = KeyRing::load(&self.dir.path().join("keys")).unwrap();
         let none = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut appliance =
             Appliance { dir: self.dir, authd: none, tls: none, keys, child, log, seen: vec![] };
-        let mut listening = Vec::new();
-        appliance.wait_log(|line| {
-            if line["fields"]["message"] == "listening" {
-                listening.push((
-                    line["fields"]["door"].to_string(),
-                    line["fields"]["address"].as_str().unwrap().to_owned(),
-                ));
-            }
-            line["fields"]["message"] == "serving"
-        });
-        for (door, address) in listening {
-            let address = address.parse().unwrap();
-            if door.contains("authd") { appliance.authd = address } else { appliance.tls = address }
-        }
+        appliance.until_serving();
         appliance
     }
+}
+
+/// The binary, and its log.
+fn serve(config: &Path) -> (Child, mpsc::Receiver<serde_json::Value>) {
+    let mut child = mksgate()
+        .args(["serve", "--config"])
+        .arg(config)
+        .stderr(Stdio::piped())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (sender, log) = mpsc::channel();
+    let stderr = BufReader::new(child.stderr.take().unwrap());
+    std::thread::spawn(move || {
+        for line in stderr.lines().map_while(Result::ok) {
+            match serde_json::from_str(&line) {
+                Ok(value) => drop(sender.send(value)),
+                Err(_) => eprintln!("mksgate: {line}"),
+            }
+        }
+    });
+    (child, log)
 }
 
 pub fn write_certificate(dir: &Path) {
@@ -153,6 +145,40 @@ pub fn write_certificate(dir: &Path) {
 }
 
 impl Appliance {
+    fn until_serving(&mut self) {
+        let mut listening = Vec::new();
+        self.wait_log(|line| {
+            if line["fields"]["message"] == "listening" {
+                listening.push((
+                    line["fields"]["door"].to_string(),
+                    line["fields"]["address"].as_str().unwrap().to_owned(),
+                ));
+            }
+            line["fields"]["message"] == "serving"
+        });
+        for (door, address) in listening {
+            let address = address.parse().unwrap();
+            if door.contains("authd") { self.authd = address } else { self.tls = address }
+        }
+    }
+
+    /// Ends it with these signals, and starts it again at the same addresses; `between` runs while it is gone.
+    pub fn restart(&mut self, signals: &[nix::sys::signal::Signal], between: impl FnOnce()) {
+        for signal in signals {
+            self.signal(*signal);
+        }
+        self.child.wait().unwrap();
+        between();
+        let config = self.dir.path().join("mksgate.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        let same = text
+            .replace("tls = [\"127.0.0.1:0\"]", &format!("tls = [\"{}\"]", self.tls))
+            .replace("authd = [\"127.0.0.1:0\"]", &format!("authd = [\"{}\"]", self.authd));
+        fs::write(&config, same).unwrap();
+        (self.child, self.log) = serve(&config);
+        self.until_serving();
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

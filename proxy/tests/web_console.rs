@@ -1,0 +1,252 @@
+//! A person in front of the console page: chromium, the real binary, the simulated host, a machine that QEMU boots.
+
+mod browser;
+mod machine;
+mod support;
+
+use std::path::Path;
+use std::time::Instant;
+
+use browser::Browser;
+use machine::{Machine, Tools};
+use mksgate_bench::sim::{Desktop, Esxi, EsxiConfig, Screen, Ticket, Vm};
+use nix::sys::signal::Signal;
+use support::{Appliance, HOST_TICKET, PATIENCE, Setup, VM};
+
+const OPEN: &str = "#state[data-state=open]";
+const ENDED: &str = "#state[data-state=ended]";
+
+fn host(screen: Screen) -> Esxi {
+    Esxi::start(EsxiConfig::default().vm(Vm::new(VM, screen)).ticket(Ticket::new(HOST_TICKET, VM))).unwrap()
+}
+
+fn page(gate: &Appliance) -> String {
+    format!("https://{}/console/", gate.tls)
+}
+
+/// The page's address as a portal hands it out.
+fn link(gate: &Appliance, ticket: &str) -> String {
+    format!("{}#ticket={ticket}", page(gate))
+}
+
+/// Waits for what the test cannot be woken by.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < 3 * PATIENCE, "never: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_person_sees_and_uses_a_real_machines_console() {
+    let Some(tools) = Tools::find() else { return };
+    let Some(mut browser) = Browser::start() else { return };
+    let gate = Setup::new().start();
+    let machine = Machine::boot_echoing(gate.dir.path());
+    let host = host(Screen::vnc(machine.vnc));
+    let screen = machine.until_screen(|screen| screen.contains("ready"));
+    assert!(screen.contains("SeaBIOS"), "{screen}");
+
+    let ticket = gate.ticket(&host);
+    browser.open(&link(&gate, &ticket));
+    browser.wait(OPEN);
+    same_picture(&mut browser, &tools, &machine, gate.dir.path(), "the BIOS' screen");
+    browser.screenshot("bios");
+
+    browser.press("Shift+H");
+    browser.type_text("ello, mks.");
+    machine.until_screen(|screen| screen.contains("Hello, mks."));
+    browser.click_at("canvas", 300, 200);
+    machine.until_screen(|screen| screen.lines().next().unwrap().ends_with("BM"));
+    same_picture(&mut browser, &tools, &machine, gate.dir.path(), "what was typed");
+    browser.screenshot("typed");
+
+    browser.click("#cad");
+    machine.until_screen(|screen| screen.contains("ready") && !screen.contains("Hello"));
+    same_picture(&mut browser, &tools, &machine, gate.dir.path(), "after Ctrl+Alt+Del");
+    browser.press("x");
+    machine.until_screen(|screen| screen.ends_with('x') || screen.contains("\nx"));
+
+    strict(&mut browser, &gate, &ticket);
+}
+
+/// The canvas comes to hold exactly what a VNC viewer of another make gets from the machine itself.
+fn same_picture(browser: &mut Browser, tools: &Tools, machine: &Machine, dir: &Path, what: &str) {
+    let (direct, seen) = (dir.join("direct.png"), dir.join("browser.png"));
+    until(what, || {
+        tools.capture(machine.vnc, &direct).is_ok() && tools.colours(&direct) >= 2 && {
+            browser.canvas(&seen);
+            tools.differing_pixels(&direct, &seen) == "0"
+        }
+    });
+}
+
+/// Nothing was asked of anybody else, nothing is kept by caches, no policy was broken, the ticket stands in no address that
+/// is logged or shown.
+fn strict(browser: &mut Browser, gate: &Appliance, ticket: &str) {
+    let log = browser.log();
+    let own = page(gate);
+    let list = |what: &str| log[what].as_array().unwrap().clone();
+    let urls: Vec<String> =
+        list("requests").iter().map(|request| request["url"].as_str().unwrap().to_owned()).collect();
+    assert!(urls.len() > 20, "noVNC is many files: {urls:?}");
+    for url in &urls {
+        assert!(url.starts_with(&own) && !url.contains('?'), "{url}");
+        assert!(!url.contains(ticket), "{url}");
+    }
+    for response in list("responses") {
+        let headers = &response["headers"];
+        assert_eq!(response["status"], 200, "{response}");
+        assert_eq!(headers["cache-control"], "no-store", "{response}");
+        let policy = headers["content-security-policy"].as_str().unwrap();
+        assert!(policy.starts_with("default-src 'none'; script-src 'self';"), "{policy}");
+        assert!(!policy.contains("unsafe") && policy.contains("frame-ancestors 'self'"), "{policy}");
+    }
+    let sockets = list("sockets");
+    assert_eq!(sockets.len(), 1, "{sockets:?}");
+    assert_eq!(sockets[0]["url"], format!("wss://{}/ticket/{ticket}", gate.tls));
+    assert_eq!(browser.eval("location.href"), own);
+    let bad: Vec<_> = list("console").into_iter().filter(|m| m["type"] == "error").collect();
+    assert!(bad.is_empty() && list("errors").is_empty(), "{bad:?} {:?}", list("errors"));
+}
+
+#[test]
+fn everything_works_with_the_keyboard_alone() {
+    let Some(mut browser) = Browser::start() else { return };
+    let (gate, desktop) = (Setup::new().start(), Desktop::still());
+    let host = host(Screen::Desktop(desktop.clone()));
+    browser.open(&link(&gate, &gate.ticket(&host)));
+    browser.wait(OPEN);
+    browser.until("document.activeElement.tagName == 'CANVAS'");
+    browser.press("k");
+    browser.press("Tab");
+    until("k and Tab reach the machine", || desktop.keys().ends_with(&[0x6b, 0xff09]));
+    browser.until(&format!("{} == {}", Browser::pixel(12, 12), Desktop::key_colour(0xff09)));
+
+    browser.press("Control+Alt+Shift+B");
+    browser.until("document.activeElement.id == 'cad'");
+    browser.press("Enter");
+    until("Ctrl+Alt+Del", || desktop.keys().ends_with(&[0xffe3, 0xffe9, 0xffff]));
+    browser.until("document.activeElement.tagName == 'CANVAS'");
+
+    browser.press("Control+Alt+Shift+B");
+    browser.until("document.activeElement.id == 'cad'");
+    browser.press("Tab");
+    browser.press("Space");
+    browser.wait("#scale[aria-pressed=false]");
+    browser.press("Space");
+    browser.wait("#scale[aria-pressed=true]");
+    browser.press("Tab");
+    browser.press("Enter");
+    browser.wait("#clipboard-dialog[open]");
+    browser.until("document.activeElement.id == 'clipboard-text'");
+    browser.type_text("for the machine");
+    browser.screenshot("clipboard");
+    browser.press("Tab");
+    browser.press("Tab");
+    browser.press("Enter");
+    until("the clipboard", || desktop.clipboard() == b"for the machine");
+    browser.wait_gone("#clipboard-dialog");
+    browser.until("document.activeElement.tagName == 'CANVAS'");
+
+    browser.press("Control+Alt+Shift+B");
+    browser.until("document.activeElement.id == 'cad'");
+    for _ in 0..4 {
+        browser.press("Tab");
+    }
+    browser.press("Enter");
+    browser.wait("#help-dialog[open]");
+    browser.screenshot("keys");
+    browser.press("Escape");
+    browser.wait_gone("#help-dialog");
+    browser.until("document.activeElement.tagName == 'CANVAS'");
+    browser.press("z");
+    until("the machine has the keys again", || desktop.keys().ends_with(&[0x7a]));
+
+    browser.press("Control+Alt+Shift+B");
+    browser.until("document.activeElement.id == 'cad'");
+    browser.press("Control+Alt+Shift+B");
+    browser.until("document.activeElement.tagName == 'CANVAS'");
+    browser.press("Control+Alt+Shift+B");
+    browser.until("document.activeElement.id == 'cad'");
+    for _ in 0..5 {
+        browser.press("Tab");
+    }
+    browser.until("document.activeElement.id == 'disconnect'");
+    browser.press("Enter");
+    browser.wait(ENDED);
+    browser.until("document.activeElement.id == 'again'");
+    browser.screenshot("closed");
+    browser.press("Enter");
+    browser.wait(OPEN);
+}
+
+#[test]
+fn the_console_comes_back_by_itself_when_the_proxy_does() {
+    let Some(mut browser) = Browser::start() else { return };
+    // A busy machine may take longer than the usual 30 s from the ticket to the last restart.
+    let setup = Setup::new()
+        .with("[tickets]\nkeys = \"keys\"\nfirst_use_seconds = 600\n[deadlines]\ndrain_seconds = 0.1");
+    let (mut gate, desktop) = (setup.start(), Desktop::still());
+    let host = host(Screen::Desktop(desktop.clone()));
+    browser.open(&link(&gate, &gate.ticket(&host)));
+    browser.wait(OPEN);
+
+    gate.restart(&[Signal::SIGTERM], || {
+        browser.until("document.querySelector('#notice-text').textContent.startsWith('The console proxy is being restarted.')");
+        browser.screenshot("restarting");
+    });
+    browser.wait(OPEN);
+    browser.wait_gone("#notice");
+    browser.press("r");
+    until("a key after the restart", || desktop.keys().ends_with(&[0x72]));
+
+    gate.restart(&[Signal::SIGKILL], || browser.wait("#state[data-state=waiting]"));
+    browser.wait(OPEN);
+    browser.press("c");
+    until("a key after the crash", || desktop.keys().ends_with(&[0x63]));
+}
+
+#[test]
+fn the_page_says_in_words_why_there_is_no_console() {
+    let Some(mut browser) = Browser::start() else { return };
+    let (gate, desktop) = (Setup::new().start(), Desktop::still());
+    let host = host(Screen::Desktop(desktop));
+    browser.open(&page(&gate));
+    browser.wait("#notice");
+    assert_eq!(browser.text("#notice-title"), "No ticket");
+    browser.screenshot("no-ticket");
+    // Only from the fragment: what stands in a query is in logs already, and nothing is done with it.
+    browser.open(&format!("{}?ticket={}", page(&gate), gate.ticket(&host)));
+    browser.wait("#notice");
+    assert_eq!(browser.text("#notice-title"), "No ticket");
+    assert_eq!(browser.log()["sockets"], serde_json::json!([]));
+
+    let ticket = gate.ticket(&host);
+    browser.open(&link(&gate, &ticket));
+    browser.wait(OPEN);
+    let sessions = gate.command(&["sessions", "list", "--json"]);
+    let sessions: serde_json::Value = serde_json::from_slice(&sessions.stdout).unwrap();
+    let closed = gate.command(&["sessions", "close", &sessions["sessions"][0]["id"].to_string()]);
+    assert!(closed.status.success());
+    browser.wait(ENDED);
+    assert_eq!(browser.text("#notice-title"), "The console has ended");
+    assert_eq!(browser.text("#notice-text"), "An operator closed this console.");
+    browser.screenshot("operator");
+    assert_eq!(browser.log()["sockets"].as_array().unwrap().len(), 1, "it does not come back by itself");
+    browser.click("#again");
+    browser.wait(OPEN);
+
+    let revoked = gate.command(&["ticket", "revoke", "--tenant", "acme"]);
+    assert!(revoked.status.success());
+    browser.wait(ENDED);
+    assert_eq!(browser.text("#notice-text"), "The ticket of this console was revoked.");
+    browser.click("#again");
+    browser.wait("#notice");
+    browser.until("document.querySelector('#notice-title').textContent == 'No console'");
+    assert!(browser.text("#notice-text").starts_with("This ticket opens no console"));
+    browser.screenshot("refused");
+    let errors = browser.log()["errors"].clone();
+    assert_eq!(errors, serde_json::json!([]));
+}
