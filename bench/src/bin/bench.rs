@@ -44,6 +44,9 @@ struct Args {
     /// Sessions to hold at most.
     #[arg(long)]
     sessions: Option<usize>,
+    /// The appliance's program, if it is not the one beside this one.
+    #[arg(long, value_name = "PROGRAM")]
+    mksgate: Option<PathBuf>,
     /// Minutes that `soak` runs.
     #[arg(long, value_name = "MINUTES")]
     soak: Option<f64>,
@@ -128,6 +131,7 @@ fn options(args: &Args) -> Options {
         rounds: args.rounds,
         seconds: args.seconds,
         sessions: args.sessions,
+        mksgate: args.mksgate.clone(),
         soak: args.soak.map(|minutes| Duration::from_secs_f64(minutes * 60.0)),
         engines: args.engines,
         bulk: args.bulk.clone(),

@@ -115,7 +115,7 @@ impl Contender {
         let text = match self {
             Self::Haproxy => {
                 command.arg("-db").arg("-f").arg(&file);
-                haproxy(listen, backend)
+                haproxy(&[(listen, backend)])
             }
             _ => {
                 command.arg("-e").arg("stderr").arg("-p").arg(dir).arg("-c").arg(&file);
@@ -127,12 +127,15 @@ impl Contender {
     }
 }
 
-fn haproxy(listen: SocketAddr, backend: SocketAddr) -> String {
-    format!(
-        "global\n  nbthread 1\n  maxconn 5500\n\
-         defaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n\
-         listen bench\n  bind {listen} backlog 4096\n  server backend {backend}\n"
-    )
+/// HAProxy's configuration as a TCP relay with one thread, from each address to the one beside it.
+pub fn haproxy(relays: &[(SocketAddr, SocketAddr)]) -> String {
+    let mut text = "global\n  nbthread 1\n  maxconn 5500\n\
+         defaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
+        .to_owned();
+    for (n, (listen, backend)) in relays.iter().enumerate() {
+        text += &format!("listen bench{n}\n  bind {listen} backlog 4096\n  server backend {backend}\n");
+    }
+    text
 }
 
 fn nginx(listen: SocketAddr, backend: SocketAddr, dir: &Path) -> String {

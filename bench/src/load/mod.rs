@@ -1,9 +1,16 @@
-//! Load: what is measured (contenders), what is done to it (bulk, ping-pong, idle), and what it costs (CPU, memory).
+//! Load: what is measured (contenders, the appliance), what is done to it, and what it costs (CPU, memory).
 
+pub mod appliance;
+pub mod arrivals;
 pub mod bulk;
 pub mod contender;
 pub mod cost;
+pub mod crowd;
 pub mod goals;
 pub mod idle;
 pub mod pingpong;
+pub mod rig;
+pub mod trace;
+pub mod visitor;
+pub mod websocket;
 pub mod wire;

@@ -1,8 +1,8 @@
 //! The surroundings of a suite.
 
-use std::cell::RefCell;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -25,6 +25,8 @@ pub struct Options {
     pub seconds: Option<f64>,
     /// Sessions to hold, at most.
     pub sessions: Option<usize>,
+    /// The appliance's program; the one beside this program where none is named.
+    pub mksgate: Option<PathBuf>,
     /// How long `soak` runs.
     pub soak: Option<Duration>,
     /// `flow`: also the engine's other drivers and modes.
@@ -44,7 +46,7 @@ pub struct Context {
     /// Ctrl-C; a suite looks at it between rounds, and while it waits.
     pub stop: Stop,
     dir: TempDir,
-    watched: RefCell<Vec<Foreign>>,
+    watched: Mutex<Vec<Foreign>>,
 }
 
 /// What others did to the machine in one round, as shares of it.
@@ -78,7 +80,7 @@ impl std::error::Error for Skip {}
 impl Context {
     /// For one run.
     pub fn new(options: Options, stop: Stop) -> Result<Self> {
-        Ok(Self { options, stop, dir: tempfile::tempdir()?, watched: RefCell::default() })
+        Ok(Self { options, stop, dir: tempfile::tempdir()?, watched: Mutex::default() })
     }
 
     /// A directory for configurations and logs; gone after the run.
@@ -138,12 +140,13 @@ impl Context {
         let before = Reading::take(None);
         let result = measure();
         let cost = before.until(&Reading::take(None));
-        self.watched.borrow_mut().push(Foreign { noise: cost.noise, steal: cost.steal });
+        let foreign = Foreign { noise: cost.noise, steal: cost.steal };
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).push(foreign);
         result
     }
 
     /// What others did in the rounds since the last call.
     pub fn take_watched(&self) -> Vec<Foreign> {
-        self.watched.take()
+        std::mem::take(&mut *self.watched.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -40,7 +40,7 @@ impl Outcome {
 
     /// Prints a table and keeps it.
     pub fn table(&mut self, table: Table) {
-        println!("\n{table}");
+        print!("\n{table}");
         self.tables.push(table);
     }
 

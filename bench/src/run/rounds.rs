@@ -66,6 +66,11 @@ pub fn ratios<R>(ours: &Series<R>, theirs: &Series<R>, of: impl Fn(&R) -> f64) -
     Spread::of(ours.rounds.iter().zip(&theirs.rounds).map(|(our, their)| of(our) / of(their)))
 }
 
+/// What one figure of ours has more than theirs, round by round.
+pub fn differences<R>(ours: &Series<R>, theirs: &Series<R>, of: impl Fn(&R) -> f64) -> Spread {
+    Spread::of(ours.rounds.iter().zip(&theirs.rounds).map(|(our, their)| of(our) - of(their)))
+}
+
 /// The series of this contender, if it took part.
 pub fn of<'a, R>(series: &'a [Series<R>], contender: &str) -> Option<&'a Series<R>> {
     series.iter().find(|s| s.contender == contender && !s.rounds.is_empty())

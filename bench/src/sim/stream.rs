@@ -1,4 +1,4 @@
-//! A byte stream in the clear or under TLS, seen from the server.
+//! A byte stream in the clear or under TLS: the host's side, and that of a client that the load generator plays.
 //!
 //! The TLS one takes exactly one record at a time from the socket. Whatever follows the last record it needs is still in
 //! the socket, so that after `CONNECT` the same TCP stream can begin TLS no. 2 without a byte lost.
@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-use rustls::{ServerConfig, ServerConnection};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::TcpStream;
 
 use super::wire::Wire;
 
@@ -47,6 +49,20 @@ impl Stream {
     /// Plays the server's side of a TLS handshake.
     pub(super) async fn accept(wire: Wire, config: Arc<ServerConfig>) -> io::Result<Self> {
         let conn = ServerConnection::new(config).map_err(io::Error::other)?;
+        Self::shake_hands(wire, conn.into()).await
+    }
+
+    /// Plays the client's side of a TLS handshake.
+    pub async fn connect(
+        tcp: Arc<TcpStream>,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> io::Result<Self> {
+        let conn = ClientConnection::new(config, name).map_err(io::Error::other)?;
+        Self::shake_hands(Wire::new(tcp), conn.into()).await
+    }
+
+    async fn shake_hands(wire: Wire, conn: Connection) -> io::Result<Self> {
         let mut tls = Box::new(Tls { wire, conn, record: Vec::new(), out: Vec::new() });
         std::future::poll_fn(|cx| tls.poll_handshake(cx)).await?;
         Ok(Self { layer: Layer::Tls(tls), traffic: None })
@@ -132,7 +148,7 @@ impl AsyncWrite for Stream {
 
 struct Tls {
     wire: Wire,
-    conn: ServerConnection,
+    conn: Connection,
     /// The record that is being read.
     record: Vec<u8>,
     /// Ciphertext not yet taken by the socket.

@@ -22,6 +22,9 @@
 
 pub mod flow;
 pub mod idle;
+pub mod latency;
+pub mod scale;
+pub mod sessions;
 
 use anyhow::Result;
 
@@ -57,9 +60,24 @@ pub const ALL: &[Suite] = &[
         run: Some(idle::run),
     },
     Suite { name: "tls", about: "handshakes and layered bulk", peers: &[], run: None },
-    Suite { name: "sessions", about: "whole consoles per second and core", peers: &[], run: None },
-    Suite { name: "latency", about: "keystroke echo beside other consoles", peers: &[], run: None },
-    Suite { name: "scale", about: "CPU and memory per console as their number grows", peers: &[], run: None },
+    Suite {
+        name: "sessions",
+        about: "whole consoles per second and core",
+        peers: &["direct"],
+        run: Some(sessions::run),
+    },
+    Suite {
+        name: "latency",
+        about: "keystroke echo beside other consoles",
+        peers: &["haproxy"],
+        run: Some(latency::run),
+    },
+    Suite {
+        name: "scale",
+        about: "CPU and memory per console as their number grows",
+        peers: &["haproxy"],
+        run: Some(scale::run),
+    },
     Suite { name: "splice", about: "six ways to move bytes between two sockets", peers: &[], run: None },
     Suite { name: "vcenter", about: "consoles by way of a vCenter", peers: &[], run: None },
     Suite { name: "xdp", about: "ns per packet of the XDP program", peers: &[], run: None },

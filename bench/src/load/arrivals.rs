@@ -1,0 +1,181 @@
+//! Consoles that arrive at their own times, whatever became of those before them.
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Result;
+use hdrhistogram::Histogram;
+use rustls::ClientConfig;
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use super::cost::{Reading, own};
+use super::crowd::{ECHO, histogram, metronome, now};
+use super::visitor::{self, Steps, Way};
+use crate::run::Context;
+
+/// Consoles under way at once; who comes beyond that is sent away and counted, so that a proxy that stands still does not
+/// take the generator with it.
+const UNDER_WAY: usize = 2_000;
+/// How long a console may take before it has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A case.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Arrivals {
+    /// Per second.
+    pub rate: f64,
+    /// For how long, seconds.
+    pub seconds: f64,
+}
+
+/// What arriving consoles met.
+#[derive(Clone, Debug)]
+pub struct Met {
+    /// From the time at which a console was due until its first byte came back, nanoseconds.
+    pub total: Histogram<u64>,
+    /// The steps: TCP, TLS, ticket and limits, host, first byte.
+    pub steps: [Histogram<u64>; 5],
+    /// Those that did not come to a first byte; the first reasons.
+    pub failed: u64,
+    /// Why.
+    pub reasons: Vec<String>,
+    /// Sent away by the generator itself.
+    pub shed: u64,
+}
+
+/// Names of [`Met::steps`].
+pub const STEPS: [&str; 5] = ["TCP and banner", "TLS", "ticket and limits", "host", "first byte"];
+
+/// One round.
+#[derive(Clone, Debug, Serialize)]
+pub struct ArrivalRound {
+    /// Consoles that were due.
+    pub due: u64,
+    /// Consoles that came to their first byte, per second.
+    pub per_s: f64,
+    /// Consoles that failed, or were not even begun.
+    pub failed: u64,
+    /// Why the first ones failed.
+    pub reasons: Vec<String>,
+    /// Proxy CPU per console, ms.
+    pub proxy: f64,
+    /// Share of a core that the proxy used.
+    pub proxy_share: f64,
+    /// Share of a core that generator and hosts used.
+    pub generator_share: f64,
+    /// Due until first byte: 50th, 90th, 99th, 99.9th percentile, ms.
+    pub total: [f64; 4],
+    /// Medians of the steps, ms.
+    pub steps: [f64; 5],
+    /// All of it.
+    #[serde(skip)]
+    pub met: Option<Arc<Met>>,
+}
+
+impl Arrivals {
+    /// Runs one round through a way; `pid` is the proxy's.
+    pub fn run(
+        self,
+        context: &Context,
+        way: &Way,
+        pid: Option<u32>,
+        config: &Arc<ClientConfig>,
+    ) -> Result<ArrivalRound> {
+        let empty = histogram()?;
+        let met = Met {
+            total: empty.clone(),
+            steps: std::array::from_fn(|_| empty.clone()),
+            failed: 0,
+            reasons: Vec::new(),
+            shed: 0,
+        };
+        let met = Arc::new(Mutex::new(met));
+        let (arrive, arrivals) = mpsc::unbounded_channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (before, generator) = (Reading::take(pid), own());
+        let (rate, seed, stop) = (self.rate, context.options.seed, context.stop.clone());
+        let time = Duration::from_secs_f64(self.seconds);
+        let door = std::thread::Builder::new().name("metronome".to_owned()).spawn(move || {
+            metronome(rate, time, seed, &stop, |stamp| {
+                let _ = arrive.send(stamp);
+            })
+        })?;
+        runtime.block_on(receive(arrivals, way, config, &met));
+        let due = door.join().map_err(|_| anyhow::anyhow!("the metronome panicked"))?;
+        let (cost, generator) = (before.until(&Reading::take(pid)), own() - generator);
+        drop(runtime);
+        context.stop.check()?;
+        let met = met.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let done = met.total.len() as f64;
+        let at = |h: &Histogram<u64>, q| h.value_at_quantile(q) as f64 / 1e6;
+        Ok(ArrivalRound {
+            due,
+            per_s: done / cost.wall,
+            failed: met.failed + met.shed,
+            reasons: met.reasons.clone(),
+            proxy: cost.proxy * 1e3 / done,
+            proxy_share: cost.proxy / cost.wall,
+            generator_share: generator / cost.wall,
+            total: [0.5, 0.9, 0.99, 0.999].map(|q| at(&met.total, q)),
+            steps: std::array::from_fn(|n| at(&met.steps[n], 0.5)),
+            met: Some(Arc::new(met)),
+        })
+    }
+}
+
+/// Begins a console for every arrival, and waits for the last.
+async fn receive(
+    mut arrivals: mpsc::UnboundedReceiver<u64>,
+    way: &Way,
+    config: &Arc<ClientConfig>,
+    met: &Arc<Mutex<Met>>,
+) {
+    let under_way = Arc::new(AtomicUsize::new(0));
+    let mut tasks = Vec::new();
+    while let Some(due) = arrivals.recv().await {
+        if under_way.load(Relaxed) >= UNDER_WAY {
+            met.lock().unwrap_or_else(PoisonError::into_inner).shed += 1;
+            continue;
+        }
+        under_way.fetch_add(1, Relaxed);
+        let (way, config, met, under_way) = (way.clone(), config.clone(), met.clone(), under_way.clone());
+        tasks.push(tokio::spawn(async move {
+            let result = tokio::time::timeout(PATIENCE, one(&way, config)).await;
+            under_way.fetch_sub(1, Relaxed);
+            let mut met = met.lock().unwrap_or_else(PoisonError::into_inner);
+            match result.unwrap_or_else(|_| Err(io::Error::other("not open after 10 s"))) {
+                Ok((steps, first)) => {
+                    met.total.saturating_record(now().saturating_sub(due));
+                    let all = [steps.connect, steps.tls, steps.login, steps.console, first];
+                    met.steps.iter_mut().zip(all).for_each(|(step, took)| step.saturating_record(took));
+                }
+                Err(error) => {
+                    met.failed += 1;
+                    if met.reasons.len() < 3 {
+                        met.reasons.push(error.to_string());
+                    }
+                }
+            }
+        }));
+    }
+    for task in tasks {
+        let _ = task.await;
+    }
+}
+
+/// Opens a console, types one key, waits for its echo, leaves.
+async fn one(way: &Way, config: Arc<ClientConfig>) -> io::Result<(Steps, u64)> {
+    let (mut console, steps) = visitor::open(way, config).await?;
+    let open = now();
+    console.write(&[ECHO, b'k']).await?;
+    let mut got = Vec::new();
+    if !console.read(&mut [0; 64], &mut got).await? || got != b"k" {
+        return Err(io::Error::other("the console did not echo"));
+    }
+    let first = now() - open;
+    console.close().await;
+    Ok((steps, first))
+}
