@@ -6,6 +6,7 @@ pub mod bulk;
 pub mod contender;
 pub mod cost;
 pub mod crowd;
+pub mod flood;
 pub mod goals;
 pub mod idle;
 pub mod pingpong;

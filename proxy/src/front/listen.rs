@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -22,8 +24,25 @@ impl Listener {
     }
 }
 
+/// How long a predecessor's listener may outlive it: what an io_uring holds, the kernel closes some time after a killed process
+/// is gone (io_ring_exit_work in io_uring/io_uring.c).
+const LEFT_BEHIND: Duration = Duration::from_secs(2);
+
 /// Binds an address. IPv6 addresses take IPv6 only, so `0.0.0.0` and `[::]` stand beside each other.
 pub fn bind(address: SocketAddr, door: Door, backlog: i32) -> io::Result<Listener> {
+    let limit = Instant::now() + LEFT_BEHIND;
+    loop {
+        match bind_now(address, door, backlog) {
+            // Nobody tells when the address is free.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < limit => {
+                sleep(Duration::from_millis(20));
+            }
+            done => return done,
+        }
+    }
+}
+
+fn bind_now(address: SocketAddr, door: Door, backlog: i32) -> io::Result<Listener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;

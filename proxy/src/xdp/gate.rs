@@ -86,10 +86,11 @@ impl Gate {
     /// # Errors
     /// See [`GateError`]; nothing stays attached then.
     pub fn start(
-        config: XdpConfig,
+        mut config: XdpConfig,
         policy: Policy,
         on_drop: impl Fn(&DropEvent) + Send + 'static,
     ) -> Result<Gate, GateError> {
+        config.limits = policy.limits;
         let program = Program::load(&policy, &local_addresses(&policy)?, config.max_sources)?;
         let names = interface_names(&config, &policy)?;
         let fd = program.fd()?;

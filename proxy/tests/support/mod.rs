@@ -103,7 +103,12 @@ impl Setup {
     }
 
     pub fn start(self) -> Appliance {
-        let (child, log) = serve(&self.write());
+        self.start_by(mksgate())
+    }
+
+    /// The same by a command that runs the binary in its own way.
+    pub fn start_by(self, command: Command) -> Appliance {
+        let (child, log) = serve(command, &self.write());
         let keys = KeyRing::load(&self.dir.path().join("keys")).unwrap();
         let none = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut appliance =
@@ -114,8 +119,8 @@ impl Setup {
 }
 
 /// The binary, and its log.
-fn serve(config: &Path) -> (Child, mpsc::Receiver<serde_json::Value>) {
-    let mut child = mksgate()
+fn serve(mut command: Command, config: &Path) -> (Child, mpsc::Receiver<serde_json::Value>) {
+    let mut child = command
         .args(["serve", "--config"])
         .arg(config)
         .stderr(Stdio::piped())
@@ -175,7 +180,7 @@ impl Appliance {
             .replace("tls = [\"127.0.0.1:0\"]", &format!("tls = [\"{}\"]", self.tls))
             .replace("authd = [\"127.0.0.1:0\"]", &format!("authd = [\"{}\"]", self.authd));
         fs::write(&config, same).unwrap();
-        (self.child, self.log) = serve(&config);
+        (self.child, self.log) = serve(mksgate(), &config);
         self.until_serving();
     }
 

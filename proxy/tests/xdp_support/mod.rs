@@ -1,4 +1,7 @@
 //! What the tests of the gate share.
+#![allow(dead_code, missing_docs, clippy::allow_attributes, reason = "each test binary uses its part of it")]
+
+pub mod wire;
 
 use std::net::SocketAddr;
 
