@@ -6,6 +6,7 @@ mod connect;
 mod desk;
 mod doctor;
 pub mod hist;
+mod log;
 pub mod output;
 pub mod revoke;
 mod serve;

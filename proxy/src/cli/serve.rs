@@ -6,15 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Registry as Subscriber, reload};
-
+use super::log;
 use crate::admission::{Sources, Tenants};
 use crate::audit::Audit;
 use crate::backend::vcenter::Vcenters;
-use crate::config::{Config, LogFormat};
+use crate::config::Config;
 use crate::control::{self, Control};
 use crate::desk::Desk;
 use crate::flow::{EngineStats, Engines, Way};
@@ -27,13 +23,14 @@ use crate::ticket::{KeyRing, Tickets};
 use crate::tls::{self, Presented, certificate};
 use crate::wire::Runtime;
 use crate::xdp::{self, Shed};
+use arc_swap::ArcSwap;
 
 type Failure = Box<dyn Error>;
 
 /// Serves until SIGTERM, SIGINT or a drain ends it.
 pub fn run(path: &Path) -> Result<(), Failure> {
     let config = Config::load(path)?;
-    let filter = start_log(&config)?;
+    let filter = log::start(&config)?;
     let listeners = bind(&config)?;
     let threads = front_threads(&config);
     let gate = build(config, &listeners)?;
@@ -177,26 +174,4 @@ fn bind(config: &Config) -> Result<Vec<Listener>, Failure> {
 fn front_threads(config: &Config) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     if config.flow.threads == 0 { cores() } else { config.flow.threads }
-}
-
-/// The log; its filter can be changed while it runs.
-fn start_log(config: &Config) -> Result<reload::Handle<EnvFilter, Subscriber>, Failure> {
-    let filter = EnvFilter::try_new(&config.log.filter).map_err(|error| format!("log.filter: {error}"))?;
-    let (filter, handle) = reload::Layer::new(filter);
-    let text = || tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
-    let base = tracing_subscriber::registry().with(filter);
-    let journal = match config.log.format {
-        LogFormat::Journal => Some(tracing_journald::layer().map_err(|error| {
-            format!("log.format = \"journal\", but there is no journal ({error}); use \"text\"")
-        })?),
-        // systemd sets JOURNAL_STREAM for a service whose stderr is the journal.
-        LogFormat::Auto if std::env::var_os("JOURNAL_STREAM").is_some() => tracing_journald::layer().ok(),
-        _ => None,
-    };
-    match (journal, config.log.format) {
-        (Some(journal), _) => base.with(journal).try_init()?,
-        (None, LogFormat::Json) => base.with(text().json()).try_init()?,
-        (None, _) => base.with(text()).try_init()?,
-    }
-    Ok(handle)
 }

@@ -1,0 +1,73 @@
+//! Where the service's log goes, and in which form.
+
+use std::error::Error;
+use std::fmt;
+
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::{Format, Full, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, reload};
+
+use crate::config::{Config, LogFormat};
+
+/// Starts the log; its filter can be changed while it runs.
+pub(super) fn start(config: &Config) -> Result<reload::Handle<EnvFilter, Registry>, Box<dyn Error>> {
+    let filter = EnvFilter::try_new(&config.log.filter).map_err(|error| format!("log.filter: {error}"))?;
+    let (filter, handle) = reload::Layer::new(filter);
+    let base = tracing_subscriber::registry().with(filter);
+    let stderr = || tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    match config.log.format {
+        LogFormat::Json => base.with(stderr().json()).try_init()?,
+        // systemd sets JOURNAL_STREAM for a service whose stderr is the journal.
+        LogFormat::Auto if std::env::var_os("JOURNAL_STREAM").is_some() => {
+            base.with(stderr().event_format(ForTheJournal::default())).try_init()?;
+        }
+        LogFormat::Journal => {
+            let journal = tracing_journald::layer().map_err(|error| {
+                format!("log.format = \"journal\", but there is no journal ({error}); use \"text\"")
+            })?;
+            base.with(journal).try_init()?;
+        }
+        LogFormat::Auto | LogFormat::Text => base.with(stderr()).try_init()?,
+    }
+    Ok(handle)
+}
+
+/// Lines that `journalctl` shows as they are, fields included, with the level as the journal's own priority
+/// (sd-daemon(3)). The journal has the time.
+struct ForTheJournal(Format<Full, ()>);
+
+impl Default for ForTheJournal {
+    fn default() -> Self {
+        Self(tracing_subscriber::fmt::format().without_time().with_target(false).with_level(false))
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for ForTheJournal
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        write!(writer, "<{}>", priority(*event.metadata().level()))?;
+        self.0.format_event(context, writer, event)
+    }
+}
+
+/// syslog(3): error 3, warning 4, informational 6, debug 7.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
+    }
+}
