@@ -4,7 +4,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mksgate_bench::sim::{Esxi, EsxiConfig, EventKind, Fault, Faults, Screen, Step, Ticket, Vm};
 use support::client::{self, Tls};
@@ -40,6 +40,29 @@ fn a_ticket_opens_a_console_through_both_doors_and_its_end_is_accounted() {
         drop(stream);
         assert_eq!(gate.wait_closed(), "client_closed");
         assert_eq!(gate.metric("mksgate_sessions", &["tenant=\"acme\""]), 0.0);
+    }
+}
+
+#[test]
+fn the_first_byte_of_each_console_is_timed_once() {
+    for driver in ["io_uring", "epoll"] {
+        let (gate, host) =
+            (Setup::new().with(&format!("[flow]\ndriver = \"{driver}\"")).start(), echo_host());
+        let timed = || gate.metric("mksgate_first_byte_seconds_count", &[]);
+        for n in 1..=3 {
+            let mut stream = client::open(client::authd(gate.authd), &gate.ticket(&host), VM).unwrap();
+            assert_eq!(timed(), f64::from(n - 1), "the machine has sent nothing yet");
+            ping(&mut stream, b"first");
+            // The client has the byte before the gate has written that down.
+            let limit = Instant::now() + PATIENCE;
+            while timed() < f64::from(n) {
+                assert!(Instant::now() < limit, "the first byte is timed");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            (0..10).for_each(|_| ping(&mut stream, b"more"));
+        }
+        assert_eq!(timed(), 3.0);
+        assert!(gate.metric("mksgate_first_byte_seconds_sum", &[]) > 0.0);
     }
 }
 

@@ -353,6 +353,8 @@ fn a_full_queue_gives_the_flow_back() {
         to_client: Vec::new(),
         limits: UNLIMITED,
         counters: Default::default(),
+        progress: Default::default(),
+        on_first_byte: None,
         on_close: Box::new(|_| panic!("the flow never began")),
     };
     assert_eq!(engines.submit(flow).err().map(|flow| flow.id), Some(7));

@@ -92,6 +92,8 @@ fn relay(engines: &Engines, id: u64, client: TcpStream, to: SocketAddr) -> Resul
             half_close: Duration::from_secs(60),
         },
         counters: Arc::default(),
+        progress: Default::default(),
+        on_first_byte: None,
         on_close: Box::new(|_| {}),
     };
     engines.submit(flow).map_err(|_| anyhow!("the engine's queue is full"))

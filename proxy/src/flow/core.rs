@@ -45,6 +45,8 @@ pub(super) struct Core {
     timers: super::timers::Timers,
     trim_ms: u64,
     epoch: Instant,
+    /// The export under way.
+    pub(super) export: Option<super::export::Export>,
     /// Scratch of flows with layers.
     pub(super) bench: Option<Box<super::layered::Bench>>,
     pub(super) lingering: super::layered::Lingering,
@@ -72,6 +74,7 @@ impl Core {
             timers: super::timers::Timers::default(),
             trim_ms: 0,
             epoch,
+            export: None,
             bench: None,
             lingering: super::layered::Lingering::default(),
         }
@@ -101,14 +104,15 @@ impl Core {
 
     /// Ends a flow of which nothing is in flight any more: frees all it holds, then tells its owner.
     pub(super) fn finish(&mut self, key: u32) {
-        let Some(mut flow) = self.flows.remove(key) else { return };
+        let Some(mut flow) = self.remove(key) else { return };
         for dir in &mut flow.dirs {
             if let Some(pipe) = dir.pipe.take() {
                 self.pipes.put(pipe, dir.in_pipe as usize);
             }
         }
-        self.by_id.remove(&flow.id);
-        self.timers.set(key, flow.due_ms, NEVER);
+        if flow.leaving {
+            self.left_one();
+        }
         let id = flow.id;
         let layered = self.farewell(&mut flow);
         let (on_close, end, socks) = flow.close();
@@ -117,11 +121,24 @@ impl Core {
         } else {
             drop(socks);
         }
-        self.stats.flows.fetch_sub(1, Relaxed);
         add(&self.stats.ended, 1);
         if catch_unwind(AssertUnwindSafe(|| on_close(end))).is_err() {
             tracing::error!(session = id, "the account of a closed flow panicked; the flow is closed");
         }
+    }
+
+    /// Takes a flow out of the tables.
+    pub(super) fn remove(&mut self, key: u32) -> Option<FlowState> {
+        let flow = self.flows.remove(key)?;
+        self.by_id.remove(&flow.id);
+        self.timers.set(key, flow.due_ms, NEVER);
+        self.stats.flows.fetch_sub(1, Relaxed);
+        Some(flow)
+    }
+
+    /// When the engine's clock began.
+    pub(super) fn epoch(&self) -> Instant {
+        self.epoch
     }
 
     /// Lists a flow for this turn's pump.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -11,11 +11,15 @@ use super::Flow;
 use super::config::{Driver, EngineError, FlowConfig};
 use super::core::Core;
 use super::epoll::EpollDriver;
+use super::export::Exported;
 use super::mailbox::Mailbox;
 use super::ring::RingDriver;
 use super::stats::EngineStats;
 use super::{probe, worker};
 use crate::session::CloseReason;
+
+/// How far back the engine's clock begins.
+const PAST: Duration = Duration::from_secs(30 * 24 * 3600);
 
 struct Thread {
     mailbox: Arc<Mailbox>,
@@ -48,7 +52,7 @@ impl Engines {
             turn: AtomicUsize::new(0),
             driver: "",
             refusal: None,
-            epoch: Instant::now(),
+            epoch: Instant::now().checked_sub(PAST).unwrap_or_else(Instant::now),
         };
         for n in 0..count {
             let (driver, refusal) = engines.spawn(n, config)?;
@@ -85,6 +89,28 @@ impl Engines {
         self.threads.iter().for_each(|thread| thread.mailbox.close(id, reason));
     }
 
+    /// Takes every raw flow out of the engine, for another one to go on with: in this process or, by way of a Unix socket, in
+    /// the next. Flows with TLS or WebSocket on a leg stay, and so do flows that are ending.
+    ///
+    /// Each flow is quiesced first: every operation in flight is cancelled and reaped. What it held in buffers and pipes
+    /// (per direction at most a pipe's capacity and 16 buffers of the ring, beside what was handed over and not yet sent)
+    /// is in `to_backend` and `to_client`, how far it had come in `progress` and the counters. Handed to [`Engines::submit`] it
+    /// goes on as if nothing had been: no byte is lost or sent twice, half-closed directions stay so, limits go on running.
+    ///
+    /// The iterator blocks for each flow and ends after the last; dropped early, it gives the rest back to this engine.
+    /// `on_close` was not called for any of them. Whoever submits a flow again, here or elsewhere, keeps the promise that it will
+    /// be. Whoever moved it to another process drops the flow and with it `on_close`, which is then never called: nothing
+    /// was closed. Dropping our copies of the sockets ends no connection while the other process has its own.
+    ///
+    /// Submit nothing and close nothing until they have all arrived: a flow that is on its way is unknown to
+    /// [`Engines::close`]. One export at a time: a second one that begins before the first is over gets nothing from the
+    /// threads that are still busy with it.
+    pub fn export(&self) -> Exported<'_> {
+        let (to, flows) = mpsc::channel();
+        self.threads.iter().for_each(|thread| thread.mailbox.export(to.clone()));
+        Exported { engines: self, flows }
+    }
+
     /// Wakes every thread: one that can turn does, and counts it.
     pub fn nudge(&self) {
         self.threads.iter().for_each(|thread| thread.mailbox.nudge());
@@ -105,7 +131,8 @@ impl Engines {
         self.refusal.as_deref()
     }
 
-    /// When the engine's clock began: `FlowCounters::last_ms` counts from here.
+    /// Where the engine's clock begins: `FlowCounters::last_ms` counts from here. It lies in the past, so that a flow that
+    /// comes from another process can have been silent for longer than this engine exists.
     pub fn epoch(&self) -> Instant {
         self.epoch
     }

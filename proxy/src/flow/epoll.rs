@@ -44,6 +44,14 @@ impl EpollDriver {
         Ok(())
     }
 
+    /// Closing the descriptors takes them out of the epoll set; a descriptor that somebody duplicated, or another process
+    /// has, would stay, so they are taken out by name.
+    fn unwatch(&self, core: &Core, key: u32) {
+        for sock in core.flows.get(key).iter().flat_map(|flow| &flow.socks) {
+            let _ = self.epoll.delete(&sock.fd);
+        }
+    }
+
     /// epoll_wait(2) counts milliseconds; the second look at a direction comes after 300 µs.
     fn wait(&mut self, patience: Option<Duration>) -> nix::Result<usize> {
         if self.precise {
@@ -95,15 +103,16 @@ impl Driver for EpollDriver {
     }
 
     fn close(&mut self, core: &mut Core, key: u32, reason: CloseReason) {
+        self.unwatch(core, key);
         if let Some(flow) = core.flows.get_mut(key) {
-            // Closing the descriptors takes them out of the epoll set; a descriptor that somebody duplicated would
-            // stay, so they are taken out by name.
-            for sock in &flow.socks {
-                let _ = self.epoll.delete(&sock.fd);
-            }
             flow.reason.get_or_insert(reason);
             core.finish(key);
         }
+    }
+
+    fn export(&mut self, core: &mut Core, key: u32) {
+        self.unwatch(core, key);
+        core.export(key);
     }
 
     fn wait(&mut self, core: &mut Core, patience: Option<Duration>) -> io::Result<bool> {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::Sender;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -16,6 +17,8 @@ pub(super) enum Command {
     Submit(Flow),
     /// End the flow with this number, if it is here.
     Close(u64, CloseReason),
+    /// Give every raw flow out.
+    Export(Sender<Flow>),
     /// End every flow, then the thread.
     Stop,
 }
@@ -56,6 +59,14 @@ impl Mailbox {
         let mut queue = self.lock();
         if queue.open {
             self.push(&mut queue, Command::Close(id, reason));
+        }
+    }
+
+    /// Asks for every raw flow; a thread that is stopping gives none.
+    pub(super) fn export(&self, to: Sender<Flow>) {
+        let mut queue = self.lock();
+        if queue.open {
+            self.push(&mut queue, Command::Export(to));
         }
     }
 

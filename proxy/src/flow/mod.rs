@@ -5,6 +5,7 @@
 //!                                                         └─ epoll  (where io_uring is refused)
 //!                                               core: table of flows, deadlines, accounts
 //!                                               pump: non-blocking moves in two phases, splice(2) through pooled pipes
+//!                                               export: raw flows on their way to another process, and back in
 //!                                               layered: flows with TLS or WebSocket on a leg, in place (codec)
 //!                                               direction: when a direction takes to bulk and back
 //! ```
@@ -16,6 +17,7 @@ mod core;
 mod direction;
 mod engines;
 mod epoll;
+mod export;
 mod layered;
 mod mailbox;
 mod pipes;
@@ -40,6 +42,7 @@ use crate::tls::Session;
 pub use codec::WebSocket;
 pub use config::{Driver, EngineError, FlowConfig, Mode, TurnHook};
 pub use engines::Engines;
+pub use export::{Exported, Half, Progress};
 pub use stats::{EngineStats, Way};
 
 /// One side of a flow.
@@ -73,9 +76,14 @@ pub struct Flow {
     pub to_client: Vec<u8>,
     /// How long it may stay silent, live, and half closed.
     pub limits: FlowLimits,
-    /// Live counters, read by `sessions list` while the flow runs.
+    /// Live counters, read by `sessions list` while the flow runs. `up` and `down` go on from what they are.
     pub counters: Arc<FlowCounters>,
-    /// Called exactly once, on the engine thread, after both legs were closed.
+    /// How far it had come before; the default for a new flow.
+    pub progress: Progress,
+    /// Called once, on the engine thread, when the first byte was sent to the client.
+    pub on_first_byte: Option<Box<dyn FnOnce() + Send>>,
+    /// Called exactly once, on the engine thread, after both legs were closed. Not called, but dropped, by whoever
+    /// drops a flow that [`Engines::export`] gave out: such a flow did not end, it lives on elsewhere.
     pub on_close: Box<dyn FnOnce(FlowEnd) + Send>,
 }
 

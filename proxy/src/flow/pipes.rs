@@ -35,6 +35,22 @@ impl Pipe {
         self.write.as_fd()
     }
 
+    /// Appends up to `bytes` of what is in it to `into`; returns how many there were.
+    pub(super) fn read(&self, into: &mut Vec<u8>, bytes: usize) -> usize {
+        let from = into.len();
+        into.resize(from + bytes, 0);
+        let mut at = from;
+        while at < into.len() {
+            match nix::unistd::read(&self.read, &mut into[at..]) {
+                Ok(n) if n > 0 => at += n,
+                Err(nix::errno::Errno::EINTR) => {}
+                _ => break,
+            }
+        }
+        into.truncate(at);
+        at - from
+    }
+
     fn open(bytes: usize) -> Option<Self> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).ok()?;
         let got = fcntl(&write, FcntlArg::F_SETPIPE_SZ(i32::try_from(bytes).ok()?)).ok()?;

@@ -374,6 +374,10 @@ impl Driver for RingDriver {
         }
     }
 
+    fn export(&mut self, core: &mut Core, key: u32) {
+        self.quiesce(core, key, Goal::Export);
+    }
+
     fn wait(&mut self, core: &mut Core, patience: Option<Duration>) -> io::Result<bool> {
         self.submit(patience)?;
         core.tick();

@@ -10,7 +10,7 @@ use super::direction::Pacer;
 use super::layered::Layers;
 use super::pipes::Pipe;
 use super::stats::{EngineStats, Way, add};
-use super::{Flow, FlowCounters, FlowEnd};
+use super::{Flow, FlowCounters, FlowEnd, Half, Progress};
 use crate::session::CloseReason;
 
 /// No deadline.
@@ -43,6 +43,8 @@ pub(super) enum Goal {
     Ready,
     /// `Stage::Ring`.
     Ring,
+    /// Another engine.
+    Export,
     /// The end.
     Close,
 }
@@ -82,14 +84,14 @@ pub(super) struct Direction {
 }
 
 impl Direction {
-    fn new(mode: Mode, now_ms: u64, first: Vec<u8>) -> Self {
+    fn new(mode: Mode, now_ms: u64, first: Vec<u8>, half: Half) -> Self {
         Self {
             pacer: Pacer::new(mode, now_ms),
             head: NO_BUFFER,
             tail: NO_BUFFER,
             queued: 0,
-            eof: false,
-            done: false,
+            eof: half != Half::Open,
+            done: half == Half::Done,
             unsure: false,
             paused: false,
             handed_over: !first.is_empty(),
@@ -103,6 +105,12 @@ impl Direction {
     /// The owned bytes that are still to be sent.
     pub(super) fn rest(&self) -> &[u8] {
         &self.pending[self.sent as usize..]
+    }
+
+    /// The owned bytes that are still to be sent, to keep.
+    pub(super) fn into_rest(mut self) -> Vec<u8> {
+        self.pending.drain(..self.sent as usize);
+        self.pending
     }
 
     /// Marks `n` owned bytes as sent; frees them with the last.
@@ -136,57 +144,77 @@ pub(super) struct FlowState {
     pub(super) listed: bool,
     /// In the list of flows to look at again shortly.
     pub(super) swept: bool,
+    /// Counted among those that an export waits for.
+    pub(super) leaving: bool,
     /// The side that ended first.
     pub(super) first_eof: Option<Side>,
     /// Why it ends; the first reason stays.
     pub(super) reason: Option<CloseReason>,
-    idle_ms: u64,
-    half_close_ms: u64,
-    ends_ms: u64,
-    half_closed_ms: u64,
+    pub(super) idle_ms: u64,
+    pub(super) half_close_ms: u64,
+    pub(super) ends_ms: u64,
+    pub(super) half_closed_ms: u64,
     /// Its entry in the timers.
     pub(super) due_ms: u64,
     /// TLS and WebSocket of its legs; `None`: both are raw.
     pub(super) layers: Option<Box<Layers>>,
-    counters: Arc<FlowCounters>,
-    on_close: Box<dyn FnOnce(FlowEnd) + Send>,
+    pub(super) counters: Arc<FlowCounters>,
+    pub(super) on_first_byte: Option<Box<dyn FnOnce() + Send>>,
+    pub(super) on_close: Box<dyn FnOnce(FlowEnd) + Send>,
 }
 
 impl FlowState {
     /// Takes a flow over at `now_ms` of the clock that began at `epoch`.
     pub(super) fn new(flow: Flow, mode: Mode, epoch: Instant, now_ms: u64) -> Self {
-        let Flow { id, client, backend, to_backend, to_client, limits, counters, on_close } = flow;
+        let Flow { id, client, backend, to_backend, to_client, limits, counters, progress, .. } = flow;
         let (client, backend, layers) = Layers::take(client, backend, now_ms);
         let sock = |fd| Sock { fd, readable: true, writable: true, hup: false };
-        counters.last_ms.store(now_ms, Relaxed);
+        let ago = |past: Duration| now_ms.saturating_sub(past.as_millis() as u64);
+        counters.last_ms.store(ago(progress.silent), Relaxed);
+        let ended = progress.up != Half::Open || progress.down != Half::Open;
+        let first_eof = match progress {
+            Progress { backend_first: true, .. } | Progress { up: Half::Open, .. } => BACKEND,
+            _ => CLIENT,
+        };
         Self {
             id,
             socks: [sock(client), sock(backend)],
-            dirs: [Direction::new(mode, now_ms, to_backend), Direction::new(mode, now_ms, to_client)],
+            dirs: [
+                Direction::new(mode, now_ms, to_backend, progress.up),
+                Direction::new(mode, now_ms, to_client, progress.down),
+            ],
             stage: Stage::Ready,
             ops: 0,
             listed: false,
             swept: false,
-            first_eof: None,
+            leaving: false,
+            first_eof: ended.then_some(first_eof),
             reason: None,
             idle_ms: limits.idle.map_or(NEVER, millis),
             half_close_ms: millis(limits.half_close),
             ends_ms: limits.ends_at.map_or(NEVER, |at| millis(at.saturating_duration_since(epoch))),
-            half_closed_ms: NEVER,
+            half_closed_ms: progress.half_closed.map_or(NEVER, ago),
             due_ms: NEVER,
             layers,
             counters,
-            on_close,
+            on_first_byte: flow.on_first_byte,
+            on_close: flow.on_close,
         }
     }
 
     /// Counts bytes delivered to the destination of `dir`.
     #[inline]
-    pub(super) fn delivered(&self, dir: Side, n: usize, way: Way, stats: &EngineStats, now_ms: u64) {
+    pub(super) fn delivered(&mut self, dir: Side, n: usize, way: Way, stats: &EngineStats, now_ms: u64) {
         let way = if self.dirs[dir].handed_over { Way::First } else { way };
         add(&stats.bytes[way as usize], n as u64);
         add(if dir == CLIENT { &self.counters.up } else { &self.counters.down }, n as u64);
         self.counters.last_ms.store(now_ms, Relaxed);
+        if dir == BACKEND
+            && n > 0
+            && let Some(first) = self.on_first_byte.take()
+        {
+            first();
+        }
     }
 
     /// The source of `dir` ended.

@@ -42,6 +42,8 @@ pub struct EngineStats {
     pub started: AtomicU64,
     /// Flows ended since the start.
     pub ended: AtomicU64,
+    /// Flows given out by an export since the start; those that came back are among `started` again.
+    pub exported: AtomicU64,
     /// Bytes delivered, by `Way`.
     pub bytes: [AtomicU64; 5],
     /// Directions that went from interactive to bulk.

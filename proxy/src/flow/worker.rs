@@ -19,6 +19,8 @@ pub(super) trait Driver {
     fn start(&mut self, core: &mut Core, key: u32);
     /// Ends a flow, at once or as soon as nothing of it is in flight.
     fn close(&mut self, core: &mut Core, key: u32, reason: CloseReason);
+    /// Gives a flow out (`Core::export`), at once or as soon as nothing of it is in flight.
+    fn export(&mut self, core: &mut Core, key: u32);
     /// Waits for events and takes them in; returns whether the mailbox has something.
     fn wait(&mut self, core: &mut Core, patience: Option<Duration>) -> io::Result<bool>;
     /// After the pump: changes of stage, what could not be armed before.
@@ -69,6 +71,11 @@ fn obey(driver: &mut impl Driver, core: &mut Core, commands: impl IntoIterator<I
             Command::Close(id, reason) => {
                 if let Some(key) = core.find(id) {
                     driver.close(core, key, reason);
+                }
+            }
+            Command::Export(to) => {
+                for key in core.begin_export(to) {
+                    driver.export(core, key);
                 }
             }
             Command::Stop => {

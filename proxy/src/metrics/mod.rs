@@ -77,7 +77,7 @@ impl Metrics {
         self.tenants.active(tenant).refused(door, reason);
     }
 
-    /// A console was handed to the flow engine. Each call needs its [`Metrics::closed`].
+    /// A console was handed to the flow engine. Each call needs its [`Metrics::closed`] or [`Metrics::moved`].
     pub fn opened(&self, tenant: &str, door: Door) {
         self.tenants.ever(tenant).opened(door);
     }
@@ -86,6 +86,11 @@ impl Metrics {
     pub fn closed(&self, tenant: &str, reason: CloseReason, up: u64, down: u64, lived: Duration) {
         self.tenants.ever(tenant).closed(reason, up, down);
         self.record(Stage::Session, lived);
+    }
+
+    /// A console was moved to another process: no longer live here, and not ended.
+    pub fn moved(&self, tenant: &str) {
+        self.tenants.ever(tenant).moved();
     }
 
     /// Gauge: connections accepted and not yet handed over or refused.

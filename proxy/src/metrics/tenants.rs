@@ -95,6 +95,10 @@ impl Tenant {
         self.down.fetch_add(down, Ordering::Relaxed);
     }
 
+    pub(super) fn moved(&self) {
+        self.live.fetch_sub(1, Ordering::Relaxed);
+    }
+
     pub(super) fn refused(&self, door: Door, reason: &'static str) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         *refused.entry((door, reason)).or_default() += 1;

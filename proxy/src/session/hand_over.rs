@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::{CloseReason, Registry, Session};
 use crate::admission::{Admission, Entry};
-use crate::flow::{Flow, FlowCounters, FlowEnd, FlowLimits, Leg};
+use crate::flow::{Flow, FlowCounters, FlowEnd, FlowLimits, Leg, Progress};
 use crate::gate::{Caller, Gate};
 use crate::metrics::Stage;
 use crate::ticket::{Permit, TicketUse};
@@ -68,8 +68,9 @@ pub fn hand_over(gate: &Arc<Gate>, over: HandOver) -> io::Result<()> {
     if caller.peer.ip() == caller.source.ip() {
         gate.xdp.learn(caller.peer.ip(), tenant.number);
     }
-    let held =
-        Held { gate: gate.clone(), session: session.clone(), slots: (entry, permit.into_use(), admission) };
+    let slots = (entry, permit.into_use(), admission);
+    let held = Held { gate: gate.clone(), session: session.clone(), slots: Some(slots) };
+    let (metrics, accepted) = (gate.metrics.clone(), caller.accepted);
     gate.registry.insert(session.clone());
     gate.audit.opened(&session);
     gate.metrics.opened(&session.tenant, session.door);
@@ -82,6 +83,8 @@ pub fn hand_over(gate: &Arc<Gate>, over: HandOver) -> io::Result<()> {
         to_client,
         limits,
         counters,
+        progress: Progress::default(),
+        on_first_byte: Some(Box::new(move || metrics.record(Stage::FirstByte, accepted.elapsed()))),
         on_close: Box::new(move |end| held.end(&end)),
     };
     if let Err(flow) = gate.engines.submit(flow) {
@@ -95,18 +98,19 @@ pub fn hand_over(gate: &Arc<Gate>, over: HandOver) -> io::Result<()> {
     Ok(())
 }
 
-/// What lives as long as the flow.
+/// What lives as long as the flow does in this process. Dropped without an end, it gives slots and registry entry back and
+/// records nothing: the console was moved to another process and is open there.
 struct Held {
     gate: Arc<Gate>,
     session: Arc<Session>,
-    slots: (Entry, TicketUse, Admission),
+    slots: Option<(Entry, TicketUse, Admission)>,
 }
 
 impl Held {
-    fn end(self, end: &FlowEnd) {
-        let Self { gate, session, slots } = self;
+    fn end(mut self, end: &FlowEnd) {
         // Slots first: whoever learns of the end, from the registry or the audit file, may come again at once.
-        drop(slots);
+        self.slots = None;
+        let (gate, session) = (&self.gate, &self.session);
         let lived = session.since.elapsed();
         gate.registry.remove(session.id);
         gate.metrics.closed(&session.tenant, end.reason, end.up, end.down, lived);
@@ -115,7 +119,7 @@ impl Held {
                 gate.metrics.record(stage, Duration::from_micros(us.into()));
             }
         }
-        gate.audit.closed(&session, end);
+        gate.audit.closed(session, end);
         tracing::info!(
             session = session.id,
             tenant = &*session.tenant,
@@ -126,6 +130,19 @@ impl Held {
             seconds = lived.as_secs(),
             "console closed"
         );
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // `end` has taken them.
+        if self.slots.take().is_none() {
+            return;
+        }
+        let session = &self.session;
+        self.gate.registry.remove(session.id);
+        self.gate.metrics.moved(&session.tenant);
+        tracing::info!(session = session.id, tenant = &*session.tenant, jti = &*session.jti, "console moved");
     }
 }
 

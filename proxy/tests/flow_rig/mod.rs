@@ -94,6 +94,8 @@ impl Rig {
             to_client,
             limits,
             counters: Arc::clone(&counters),
+            progress: Default::default(),
+            on_first_byte: None,
             on_close: Box::new(move |end| {
                 let _ = send.send(end);
             }),

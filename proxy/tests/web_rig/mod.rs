@@ -513,6 +513,8 @@ fn run(
             half_close: narrow.unwrap_or(Duration::from_secs(30)),
         },
         counters: Arc::new(FlowCounters::default()),
+        progress: Default::default(),
+        on_first_byte: None,
         on_close: Box::new(move |end| ended.send(end).unwrap()),
     };
     assert!(engines.submit(flow).is_ok());

@@ -8,7 +8,7 @@ use io_uring::types::Fd;
 
 use super::{Op, QUEUE_LOW, RESERVED, RingDriver};
 use crate::flow::core::Core;
-use crate::flow::state::{Side, Stage, reset};
+use crate::flow::state::{BACKEND, Side, Stage, reset};
 use crate::session::CloseReason;
 
 /// A send that makes no completion if it is done in full.
@@ -29,7 +29,8 @@ impl RingDriver {
         let way = &flow.dirs[dir];
         let owned = !way.pending.is_empty();
         let in_flight = flow.ops & Op::Send.bit(dir) != 0;
-        self.followed |= in_flight || way.eof || way.queued > u16::from(!owned);
+        let awaited = dir == BACKEND && flow.on_first_byte.is_some();
+        self.followed |= in_flight || way.eof || awaited || way.queued > u16::from(!owned);
         if in_flight {
             return Ok(());
         }

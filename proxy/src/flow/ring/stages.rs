@@ -10,7 +10,7 @@ use crate::flow::config::Mode;
 use crate::flow::core::Core;
 use crate::flow::direction::Pace;
 use crate::flow::socket;
-use crate::flow::state::{Direction, Goal, Side, Stage};
+use crate::flow::state::{Direction, FlowState, Goal, Side, Stage};
 use crate::flow::stats::add;
 use crate::session::CloseReason;
 
@@ -73,8 +73,22 @@ impl RingDriver {
                 }
                 core.finish(key);
             }
+            Goal::Export => {
+                self.own_queued(flow);
+                core.export(key);
+            }
             Goal::Ready => self.go_ready(core, key),
             Goal::Ring => self.go_ring(core, key),
+        }
+    }
+
+    /// Takes what is in provided buffers into memory of the flow's own.
+    fn own_queued(&mut self, flow: &mut FlowState) {
+        for dir in &mut flow.dirs {
+            while let Some(bytes) = self.buffers.front(dir) {
+                dir.keep(bytes);
+                self.buffers.pop(dir);
+            }
         }
     }
 
@@ -82,14 +96,11 @@ impl RingDriver {
     pub(super) fn go_ready(&mut self, core: &mut Core, key: u32) {
         let Some(flow) = core.flows.get_mut(key) else { return };
         flow.stage = Stage::Ready;
+        self.own_queued(flow);
         for side in 0..2 {
             flow.socks[side].readable = !flow.dirs[side].eof;
             flow.socks[side].writable = true;
             flow.dirs[side].paused = false;
-            while let Some(bytes) = self.buffers.front(&flow.dirs[side]) {
-                flow.dirs[side].pending.extend_from_slice(bytes);
-                self.buffers.pop(&mut flow.dirs[side]);
-            }
         }
         let fds = [0, 1].map(|side| flow.socks[side].fd.as_raw_fd());
         if (0..2).any(|side| socket::set_nonblocking(&flow.socks[side].fd, true).is_err()) {
