@@ -193,6 +193,8 @@ fn pyvmomi_takes_the_appliance_for_a_vcenter() {
     let port = gate.tls.port().to_string();
     let run = Command::new(python).args([script, "127.0.0.1", &port, &sealed, vm, other]).output().unwrap();
     assert!(run.status.success(), "{}\n{:?}", String::from_utf8_lossy(&run.stderr), vcenter.calls());
+    // Nobody waits for it at the other end.
+    vcenter.wait_calls("Logout", 1);
     let calls = vcenter.calls();
     assert!(calls.iter().all(|(_, object)| object != other), "{calls:?}");
     for never in ["Destroy_Task", "AcquireCloneTicket", "ReconfigVM_Task"] {

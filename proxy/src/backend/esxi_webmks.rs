@@ -8,8 +8,7 @@ use super::console::within;
 use super::esxi_mks::{pinned, thumbprints};
 use super::{BackendError, Console, Opening, Step, dial};
 use crate::flow::{Leg, WebSocket};
-use crate::protocol::http::MAX_HEAD;
-use crate::protocol::websocket::{Decoder, Peer, accept_key};
+use crate::protocol::websocket::{Decoder, NotAccepted, Peer, accepted};
 use crate::ticket::Target;
 use crate::tls::{Session, TlsStream};
 
@@ -59,53 +58,9 @@ async fn upgrade(tls: &mut Tls, ticket: &str, host: &str) -> Result<Vec<u8>, Bac
             return Err(closed(crate::tls::TlsError::Closed));
         }
         buffer.extend(more);
-        if let Some(len) = accepted(&buffer, &key)? {
+        let refused = |why: NotAccepted| BackendError::NotWebSocket(why.to_string());
+        if let Some(len) = accepted(&buffer, &key).map_err(refused)? {
             return Ok(buffer.split_off(len));
         }
-    }
-}
-
-/// The length of a response that opens the WebSocket; `None` while it is not whole.
-fn accepted(buffer: &[u8], key: &str) -> Result<Option<usize>, BackendError> {
-    let no = |what: &str| Err(BackendError::NotWebSocket(what.into()));
-    let mut fields = [httparse::EMPTY_HEADER; 64];
-    let mut response = httparse::Response::new(&mut fields);
-    let len = match response.parse(buffer) {
-        Ok(httparse::Status::Complete(len)) => len,
-        Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD => return Ok(None),
-        Ok(httparse::Status::Partial) => return no("a response without an end"),
-        Err(_) => return no("no HTTP response"),
-    };
-    if response.code != Some(101) {
-        return no(&format!("HTTP status {}", response.code.unwrap_or(0)));
-    }
-    let field = |name: &str| {
-        response.headers.iter().find(|f| f.name.eq_ignore_ascii_case(name)).map(|f| f.value.trim_ascii())
-    };
-    let wanted = accept_key(key).unwrap_or_default();
-    if field("sec-websocket-accept") != Some(wanted.as_bytes()) {
-        return no("its Sec-WebSocket-Accept is wrong");
-    }
-    match field("sec-websocket-protocol") {
-        None | Some(b"binary") => Ok(Some(len)),
-        Some(_) => no("it chose a subprotocol that was not offered"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-    const GOOD: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: binary\r\n\r\n";
-
-    #[test]
-    fn only_a_host_that_did_the_sum_is_a_websocket() {
-        assert_eq!(accepted(GOOD.as_bytes(), KEY).unwrap(), Some(GOOD.len()));
-        assert_eq!(accepted(&GOOD.as_bytes()[..GOOD.len() - 1], KEY).unwrap(), None);
-        for (from, to) in [("s3p", "s4p"), ("101", "404"), (": binary", ": vmware-vvc"), ("HTTP", "SSH-")] {
-            assert!(accepted(GOOD.replace(from, to).as_bytes(), KEY).is_err(), "{to}");
-        }
-        assert!(accepted(&[b"HTTP/1.1 101 x\r\nA: ".to_vec(), vec![b'a'; MAX_HEAD]].concat(), KEY).is_err());
     }
 }

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use crate::client::url::{ConsoleUrl, UrlError, host_and_port, is_url};
 use crate::client::{
     self, ClientError, ConnectError, Door, HttpProxy, Serving, Target, Ticket, Trust, TrustError, Trusting,
+    Way,
 };
 use crate::ticket::MAX_SEALED;
 use crate::tls::Thumbprint;
@@ -32,15 +33,22 @@ pub struct ConnectCommand {
     /// What to ask for, where it is not the URL's: the VM's id or configuration file, as in the ticket
     #[arg(long)]
     vm: Option<String>,
+    #[command(flatten)]
+    viewing: Viewing,
+}
+
+/// What `mksgate connect` and `mksgate console` have in common.
+#[derive(Debug, Args)]
+pub(super) struct Viewing {
     /// Where the viewer connects
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:5900")]
-    listen: SocketAddr,
+    pub(super) listen: SocketAddr,
     /// Let viewers of other hosts connect; there is no password
     #[arg(long)]
     allow_remote_viewers: bool,
     /// A viewer to run; {host} and {port} stand for the address, or HOST::PORT is appended
     #[arg(long, value_name = "CMD")]
-    viewer: Option<String>,
+    pub(super) viewer: Option<String>,
     /// End with the first console
     #[arg(long)]
     once: bool,
@@ -58,7 +66,7 @@ pub struct ConnectCommand {
     proxy: Option<String>,
     /// Ask for the SHA-256 of the VM's certificate (THUMBPRINT_SHA2) instead of its SHA-1
     #[arg(long)]
-    sha256: bool,
+    pub(super) sha256: bool,
     /// How long a console that cannot be opened is tried again
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     patience: u64,
@@ -90,29 +98,10 @@ pub enum ConnectCommandError {
 impl ConnectCommand {
     /// Runs until the consoles end, the ticket is of no more use, or Ctrl-C.
     pub fn run(self) -> Result<(), ConnectCommandError> {
-        if !self.listen.ip().is_loopback() && !self.allow_remote_viewers {
-            return Err(ConnectCommandError::Usage(
-                "--listen is no loopback address, and whoever reaches it gets the console without a password; \
-                 add --allow-remote-viewers if that is wanted",
-            ));
-        }
-        let serving = Serving {
-            listen: self.listen,
-            viewer: self.viewer.clone(),
-            once: self.once,
-            patience: Duration::from_secs(self.patience),
-        };
+        let serving = self.viewing.serving()?;
         let target = self.target(|name| std::env::var(name).ok())?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let served = client::serve(target, serving, |address| {
-                println!("viewers connect to {}::{} (RFB, no password)", address.ip(), address.port());
-            });
-            tokio::select! {
-                served = served => Ok(served?),
-                interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
-            }
-        })
+        runtime.block_on(serve(Way::Mks(target), serving))
     }
 
     fn target(mut self, variable: impl Fn(&str) -> Option<String>) -> Result<Target, ConnectCommandError> {
@@ -130,30 +119,68 @@ impl ConnectCommand {
         let vm = self.vm.take().or(vm).ok_or(missing)?;
         let door = self.door.unwrap_or(if port == Some(902) { Door::Authd } else { Door::Mks });
         let port = port.unwrap_or(door.port());
-        let proxy = match self.proxy.as_deref() {
-            Some("none") => None,
-            Some(text) => Some(HttpProxy::parse(text)?),
-            None => HttpProxy::from_environment(variable, &host, port)?,
-        };
-        let (sha256, trust) = (self.sha256, Trusting::new(self.trust(pinned))?);
+        let proxy = self.viewing.proxy(variable, &host, port)?;
+        let (sha256, trust) = (self.viewing.sha256, Trusting::new(self.viewing.trust(pinned))?);
         Ok(Target { host, port, door, proxy, trust, vm, ticket: Ticket(ticket), sha256 })
+    }
+}
+
+/// Serves viewers until the consoles end, the ticket is of no more use, or Ctrl-C.
+pub(super) async fn serve(way: Way, serving: Serving) -> Result<(), ConnectCommandError> {
+    let served = client::serve(way, serving, |address| {
+        println!("viewers connect to {}::{} (RFB, no password)", address.ip(), address.port());
+    });
+    tokio::select! {
+        served = served => Ok(served?),
+        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
+    }
+}
+
+impl Viewing {
+    pub(super) fn serving(&self) -> Result<Serving, ConnectCommandError> {
+        if !self.listen.ip().is_loopback() && !self.allow_remote_viewers {
+            return Err(ConnectCommandError::Usage(
+                "--listen is no loopback address, and whoever reaches it gets the console without a password; \
+                 add --allow-remote-viewers if that is wanted",
+            ));
+        }
+        Ok(Serving {
+            listen: self.listen,
+            viewer: self.viewer.clone(),
+            once: self.once,
+            patience: Duration::from_secs(self.patience),
+        })
+    }
+
+    /// The proxy on the way to a server: the command line's, else the environment's.
+    pub(super) fn proxy(
+        &self,
+        variable: impl Fn(&str) -> Option<String>,
+        host: &str,
+        port: u16,
+    ) -> Result<Option<HttpProxy>, ConnectError> {
+        match self.proxy.as_deref() {
+            Some("none") => Ok(None),
+            Some(text) => HttpProxy::parse(text).map(Some),
+            None => HttpProxy::from_environment(variable, host, port),
+        }
     }
 
     /// What the command line says, else what the URL says, else the system's roots.
-    fn trust(self, pinned: Option<Thumbprint>) -> Trust {
+    pub(super) fn trust(&self, pinned: Option<Thumbprint>) -> Trust {
         if self.insecure_accept_any_certificate {
             Trust::Anything
         } else if !self.thumbprint.is_empty() {
-            Trust::Thumbprints(self.thumbprint)
+            Trust::Thumbprints(self.thumbprint.clone())
         } else if let (None, Some(pinned)) = (&self.ca, pinned) {
             Trust::Thumbprints(vec![pinned])
         } else {
-            Trust::Roots(self.ca)
+            Trust::Roots(self.ca.clone())
         }
     }
 }
 
-fn read_console() -> Result<Zeroizing<String>, std::io::Error> {
+pub(super) fn read_console() -> Result<Zeroizing<String>, std::io::Error> {
     let mut text = Zeroizing::new(String::new());
     std::io::stdin().lock().take(4 * MAX_SEALED as u64).read_to_string(&mut text)?;
     Ok(Zeroizing::new(text.trim().to_owned()))

@@ -3,6 +3,7 @@
 mod certificate;
 mod check;
 mod connect;
+mod console;
 mod desk;
 mod doctor;
 pub mod hist;
@@ -53,6 +54,8 @@ enum Command {
     Certificate(certificate::CertificateCommand),
     /// Open a console for a VNC viewer
     Connect(Box<connect::ConnectCommand>),
+    /// Log in at a cell, or take any console's URL, and open a viewer
+    Console(Box<console::ConsoleCommand>),
     /// Hash passwords for the ticket desk
     Desk(desk::DeskCommand),
     /// Make keys, seal, open and revoke tickets
@@ -91,6 +94,7 @@ pub fn run() -> ExitCode {
         Command::Doctor(command) => return doctor::run(command),
         Command::Certificate(command) => certificate::run(command),
         Command::Connect(command) => command.run().map_err(Into::into),
+        Command::Console(command) => command.run().map_err(Into::into),
         Command::Desk(command) => command.run(),
         Command::Ticket(command) => command.run(),
         Command::Sessions(command) => command.run(),

@@ -91,6 +91,20 @@ pub enum ConnectError {
         /// What came.
         what: String,
     },
+    /// No WebSocket, or one that broke the rules.
+    #[error("the server did not open a WebSocket: {0}")]
+    NoWebSocket(String),
+    /// The WebSocket was closed before the console.
+    #[error("the console was refused: {words}")]
+    WebRefused {
+        /// What the close code means.
+        words: &'static str,
+        /// Whether that may pass.
+        again: bool,
+    },
+    /// The server asks which machine.
+    #[error("the server asks for the virtual machine's configuration file; give it with --vm")]
+    VmWanted,
     /// The gate's refusal.
     #[error("{}", refusal(*code, *reconnect, text))]
     Refused {
@@ -110,6 +124,7 @@ impl ConnectError {
             Self::Tcp { .. } | Self::Io(_) | Self::Closed(_) | Self::Deadline { .. } => true,
             Self::ProxyRefused { status } | Self::NoDoor { status } => *status >= 500 || *status == 429,
             Self::Refused { code, .. } => matches!(*code, code::GOODBYE | code::CONNECT_PROBLEM | code::BUSY),
+            Self::WebRefused { again, .. } => *again,
             Self::Tls(error) => matches!(error, TlsError::Io(_) | TlsError::Closed),
             _ => false,
         }

@@ -7,13 +7,17 @@
 //!
 //! Every connection of a viewer opens a console of its own with the same ticket; what may pass is tried again with back-off.
 
+pub mod cell;
 mod door;
 mod error;
+mod https;
 mod proxy;
 mod trust;
 mod tunnel;
 pub mod url;
 mod viewer;
+pub mod vsphere;
+mod web;
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -28,10 +32,13 @@ use tokio::task::{JoinSet, LocalSet};
 
 pub use door::{Target, Ticket};
 pub use error::ConnectError;
+pub use https::Server;
 pub use proxy::HttpProxy;
 pub use trust::{Trust, TrustError, Trusting};
+pub use web::{Path, WebTarget};
 
 use tunnel::{Console, Ended};
+use web::WebConsole;
 
 /// First pause between two tries; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -55,6 +62,20 @@ impl Door {
             Self::Mks => 443,
         }
     }
+}
+
+/// How a console is reached.
+#[derive(Debug)]
+pub enum Way {
+    /// Through a raw door: TLS no. 2 ends here.
+    Mks(Target),
+    /// In a WebSocket.
+    Web(WebTarget),
+}
+
+enum Opened {
+    Mks(Console),
+    Web(WebConsole),
 }
 
 /// How to serve viewers.
@@ -87,7 +108,7 @@ pub enum ClientError {
 /// Listens, and serves viewers until the ticket is of no more use, the viewer command ends, or (`once`) the first console ends.
 /// `listening` is told the address as soon as viewers may come.
 pub async fn serve(
-    target: Target,
+    way: Way,
     serving: Serving,
     listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ClientError> {
@@ -95,7 +116,7 @@ pub async fn serve(
     let listener = TcpListener::bind(serving.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     listening(address);
-    let shared = Rc::new(Shared { target, patience: serving.patience, worked: Cell::new(false) });
+    let shared = Rc::new(Shared { way, patience: serving.patience, worked: Cell::new(false) });
     let mut viewer = serving.viewer.map(|command| Viewer::new(command, address));
     if let Some(viewer) = &mut viewer {
         viewer.start()?;
@@ -157,7 +178,7 @@ async fn serve_viewers(
 
 /// What all consoles of one run share.
 struct Shared {
-    target: Target,
+    way: Way,
     patience: Duration,
     /// The ticket opened a console before.
     worked: Cell<bool>,
@@ -178,14 +199,19 @@ impl Shared {
                 return Err(error);
             }
         };
-        let early = match viewer::greet(&mut viewer).await {
-            Ok(early) => early,
-            Err(error) => {
-                say(&format!("the viewer gave up during its handshake: {error}"));
-                return Ok(Ended::Viewer);
+        let ended = match console {
+            Opened::Web(console) => console.pump(viewer).await?,
+            Opened::Mks(console) => {
+                let early = match viewer::greet(&mut viewer).await {
+                    Ok(early) => early,
+                    Err(error) => {
+                        say(&format!("the viewer gave up during its handshake: {error}"));
+                        return Ok(Ended::Viewer);
+                    }
+                };
+                console.pump(&viewer, &early).await?
             }
         };
-        let ended = console.pump(&viewer, &early).await?;
         match ended {
             Ended::Viewer => say("the viewer closed the console"),
             Ended::Machine => say("the virtual machine closed the console"),
@@ -197,7 +223,7 @@ impl Shared {
     }
 
     /// Opens a console, again and again while that may help and patience lasts.
-    async fn open(&self) -> Result<Console, ConnectError> {
+    async fn open(&self) -> Result<Opened, ConnectError> {
         let (mut pause, patience) = (FIRST_PAUSE, tokio::time::Instant::now() + self.patience);
         loop {
             match self.open_once().await {
@@ -212,11 +238,16 @@ impl Shared {
         }
     }
 
-    async fn open_once(&self) -> Result<Console, ConnectError> {
-        let opened = self.target.open(self.worked.get()).await?;
-        let console = Console::establish(opened).await?;
+    async fn open_once(&self) -> Result<Opened, ConnectError> {
+        let opened = match &self.way {
+            Way::Mks(target) => {
+                let raw = target.open(self.worked.get()).await?;
+                Opened::Mks(Console::establish(raw).await?)
+            }
+            Way::Web(target) => Opened::Web(target.open().await?),
+        };
         self.worked.set(true);
-        Ok(console)
+        Ok(opened)
     }
 }
 

@@ -40,17 +40,116 @@ pub enum UrlError {
     #[error("the URL does not name the virtual machine (mks://HOST/VM or vmrc://…&path=)")]
     NoVm,
     /// `vmrc://clone:…`
-    #[error("the URL holds a vSphere clone ticket, which only a vSphere client (VMRC) can use")]
+    #[error("the URL holds a vSphere clone ticket; open it with `mksgate console`")]
     CloneTicket,
     /// `wss://…`
-    #[error("the URL is for a browser's console, not for this client; ask the portal for an mks:// URL")]
+    #[error("the URL is for a browser's console; open it with `mksgate console`")]
     Browser,
+    /// `https://…` of something else.
+    #[error(
+        "the URL is not a cell's: https://CELL/api/vApp/vm-61/screen/action/acquireTicket (or acquireMksTicket) is expected"
+    )]
+    Cell,
     /// A bad `%xx`, or a control character.
     #[error("the URL holds a malformed percent-encoding or a control character")]
     Encoding,
     /// A thumbprint that is none.
     #[error("the URL's thumbprint is neither a SHA-1 nor a SHA-256 in hexadecimal")]
     Thumbprint,
+}
+
+/// Whatever names a console.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Address {
+    /// `mks://…`, `vmrc://…?mksticket=`: a ticket for a raw door.
+    Console(ConsoleUrl),
+    /// `vmrc://clone:TICKET@HOST/?moid=vm-61`: a vCenter's clone ticket.
+    Clone {
+        /// The vCenter.
+        host: String,
+        /// Its port.
+        port: u16,
+        /// The clone ticket. Secret.
+        ticket: Secret,
+        /// The machine.
+        moref: String,
+    },
+    /// `wss://HOST/ticket/T`, `wss://HOST/PORT;T`.
+    Web {
+        /// The server.
+        host: String,
+        /// Its port.
+        port: u16,
+        /// The path, ticket and all. Secret.
+        path: Secret,
+    },
+    /// `https://CELL/api/vApp/vm-61/screen/action/acquireTicket`.
+    Cell {
+        /// The cell.
+        host: String,
+        /// Its port.
+        port: u16,
+        /// What to post to.
+        path: String,
+    },
+}
+
+/// A text that is not printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub Zeroizing<String>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl Address {
+    /// Reads any of the forms.
+    pub fn parse(text: &str) -> Result<Self, UrlError> {
+        let text = text.trim();
+        let (scheme, rest) = text.split_once("://").ok_or(UrlError::Scheme)?;
+        let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let server =
+            |authority: &str| host_and_port(authority).map(|(host, port)| (host, port.unwrap_or(443)));
+        match scheme.to_ascii_lowercase().as_str() {
+            "https" => {
+                let (host, port) = server(authority)?;
+                Ok(Self::Cell { host, port, path: cell_path(tail).ok_or(UrlError::Cell)?.to_owned() })
+            }
+            "wss" => {
+                let (host, port) = server(authority)?;
+                // What follows is the server's to read: a ticket may hold anything.
+                let form = crate::protocol::console_url::ConsoleUrl::parse(tail);
+                let known = form.ok_or(UrlError::NoTicket)?;
+                known.map_err(|_| UrlError::NoTicket)?;
+                Ok(Self::Web { host, port, path: Secret(tail.to_owned().into()) })
+            }
+            "vmrc" if authority.contains('@') => clone(authority, tail),
+            _ => ConsoleUrl::parse(text).map(Self::Console),
+        }
+    }
+}
+
+fn clone(authority: &str, tail: &str) -> Result<Address, UrlError> {
+    let (user, server) = authority.rsplit_once('@').ok_or(UrlError::Authority)?;
+    let ticket = user.strip_prefix("clone:").ok_or(UrlError::Authority)?;
+    let (host, port) = host_and_port(server)?;
+    let query = tail.split_once('?').map_or("", |(_, query)| query);
+    let moref = parameter(query, "moid")?.filter(|moref| !moref.is_empty()).ok_or(UrlError::NoVm)?;
+    let ticket = decode(ticket)?;
+    if ticket.is_empty() {
+        return Err(UrlError::NoTicket);
+    }
+    Ok(Address::Clone { host, port: port.unwrap_or(443), ticket: Secret(ticket.into()), moref })
+}
+
+/// `/api/vApp/vm-61/screen/action/acquireTicket` or `…/acquireMksTicket`; nothing else is posted to.
+fn cell_path(tail: &str) -> Option<&str> {
+    let (vm, action) = tail.strip_prefix("/api/vApp/")?.split_once("/screen/action/")?;
+    let known = matches!(action, "acquireTicket" | "acquireMksTicket");
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    (known && !vm.is_empty() && vm.bytes().all(plain)).then_some(tail)
 }
 
 /// Whether the text wants to be a URL rather than a bare ticket: a sealed ticket holds no colon.
@@ -248,6 +347,55 @@ mod tests {
         ] {
             assert_eq!(parts(text).err(), Some(error), "{text}");
         }
+    }
+
+    #[test]
+    fn every_form_of_an_address_is_told_apart() {
+        let secret = |text: &str| Secret(text.to_owned().into());
+        let host = || "h.example".to_owned();
+        for (text, expected) in [
+            (
+                "https://h.example/api/vApp/vm-61/screen/action/acquireTicket",
+                Ok(Address::Cell {
+                    host: host(),
+                    port: 443,
+                    path: "/api/vApp/vm-61/screen/action/acquireTicket".into(),
+                }),
+            ),
+            (
+                "vmrc://clone:cst-VCT-52ab--tp-AA-BB@h.example:8443/?moid=vm-61",
+                Ok(Address::Clone {
+                    host: host(),
+                    port: 8443,
+                    ticket: secret("cst-VCT-52ab--tp-AA-BB"),
+                    moref: "vm-61".into(),
+                }),
+            ),
+            (
+                "wss://h.example/ticket/e.y+/=",
+                Ok(Address::Web { host: host(), port: 443, path: secret("/ticket/e.y+/=") }),
+            ),
+            (
+                "wss://h.example:8443/902;cst-//x=?a",
+                Ok(Address::Web { host: host(), port: 8443, path: secret("/902;cst-//x=?a") }),
+            ),
+            ("https://h.example/api/vApp/vm-61/power/action/powerOff", Err(UrlError::Cell)),
+            ("https://h.example/api/vApp/vm-6/1/screen/action/acquireTicket", Err(UrlError::Cell)),
+            ("https://h.example/", Err(UrlError::Cell)),
+            ("https://user@h.example/api/vApp/v/screen/action/acquireTicket", Err(UrlError::Authority)),
+            ("wss://h.example/", Err(UrlError::NoTicket)),
+            ("wss://h.example/ticket/", Err(UrlError::NoTicket)),
+            ("vmrc://clone:@h.example/?moid=vm-61", Err(UrlError::NoTicket)),
+            ("vmrc://clone:x@h.example/", Err(UrlError::NoVm)),
+            ("vmrc://else:x@h.example/?moid=vm-61", Err(UrlError::Authority)),
+            ("http://h.example/", Err(UrlError::Scheme)),
+            ("mks://h.example/vm-61", Err(UrlError::NoTicket)),
+        ] {
+            assert_eq!(Address::parse(text), expected, "{text}");
+        }
+        assert!(matches!(Address::parse("mks://h/vm-61?ticket=t"), Ok(Address::Console(_))));
+        let printed = format!("{:?}", Address::parse("wss://h/ticket/very-secret"));
+        assert!(!printed.contains("very-secret"));
     }
 
     proptest! {

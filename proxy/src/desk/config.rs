@@ -16,6 +16,8 @@ pub struct DeskFile {
     oidc: Option<OidcFile>,
     token_file: Option<PathBuf>,
     client_ca: Option<PathBuf>,
+    #[serde(default)]
+    clone_tickets: bool,
     #[serde(default = "few")]
     attempts_per_user: u32,
     #[serde(default = "some")]
@@ -80,6 +82,8 @@ pub struct DeskConfig {
     pub token: Option<SecretFile>,
     /// Who signs portals' certificates. Without it and without a token `/v1/tickets` is closed.
     pub client_ca: Option<PathBuf>,
+    /// Tickets carry a clone ticket of the vCenter's, so that the cell that opens them needs no account there.
+    pub clone_tickets: bool,
     /// Failed logins of one user a minute.
     pub attempts_per_user: u32,
     /// Failed logins from one source (IPv4 address, IPv6 /64) a minute.
@@ -187,6 +191,7 @@ pub fn check(
         oidc,
         token: file.token_file.map(|file| SecretFile::new(path(file))),
         client_ca: file.client_ca.map(path),
+        clone_tickets: file.clone_tickets,
         attempts_per_user: file.attempts_per_user,
         attempts_per_source: file.attempts_per_source,
         session_seconds: file.session_seconds,

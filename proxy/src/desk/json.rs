@@ -23,7 +23,7 @@ struct Wanted {
     source: Option<IpAddr>,
 }
 
-pub(super) fn respond(
+pub(super) async fn respond(
     gate: &Arc<Gate>,
     caller: &Caller,
     head: &Head,
@@ -66,7 +66,7 @@ pub(super) fn respond(
         }
     };
     let person = Person { user: wanted.user, org: wanted.org };
-    match mint(gate, &person, &wanted.vm, wanted.source, now) {
+    match mint(gate, &person, &wanted.vm, wanted.source, now).await {
         Ok(minted) => {
             let host = gate.console_authority(caller);
             let body = json!({
@@ -77,13 +77,17 @@ pub(super) fn respond(
             });
             (Reply::new("201 Created", "application/json", format!("{body}\n")), true)
         }
-        Err(MintError::NotYours) => {
-            gate.metrics.refused(caller.door, "", "desk_not_yours");
-            (error("403 Forbidden", "no such VM in that org"), true)
-        }
-        Err(MintError::Broken(why)) => {
-            tracing::error!(why, "a ticket could not be minted");
-            (error("500 Internal Server Error", "the ticket could not be made"), true)
+        Err(why) => {
+            gate.metrics.refused(caller.door, "", why.as_str());
+            let (status, text) = match &why {
+                MintError::NotYours => ("403 Forbidden", "no such VM in that org"),
+                MintError::Vcenter(_) => ("503 Service Unavailable", "the vCenter does not answer just now"),
+                MintError::Broken(_) => ("500 Internal Server Error", "the ticket could not be made"),
+            };
+            if !matches!(why, MintError::NotYours) {
+                tracing::error!(?why, "a ticket could not be minted");
+            }
+            (error(status, text), true)
         }
     }
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Person;
+use crate::backend::VcenterError;
 use crate::gate::Gate;
 use crate::ticket::{Claims, Target, TargetKind};
 
@@ -14,16 +15,29 @@ pub(super) struct Minted {
 }
 
 /// Why there is none.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum MintError {
     /// Not a VM of that org, or no such VM: the same to whoever asks.
     NotYours,
+    /// The vCenter gave no clone ticket.
+    Vcenter(VcenterError),
     /// Our own fault.
     Broken(String),
 }
 
+impl MintError {
+    /// Its name in metrics.
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::NotYours => "desk_not_yours",
+            Self::Vcenter(error) => error.as_str(),
+            Self::Broken(_) => "internal",
+        }
+    }
+}
+
 /// Mints a ticket for a VM of the person's org. The only way from a request to a target is this table.
-pub(super) fn mint(
+pub(super) async fn mint(
     gate: &Gate,
     person: &Person,
     vm: &str,
@@ -39,6 +53,21 @@ pub(super) fn mint(
     aws_lc_rs::rand::fill(&mut name).map_err(|_| MintError::Broken("no random bytes".into()))?;
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let policy = &config.tickets.policy;
+    let mut target = Target {
+        kind: TargetKind::Vcenter,
+        host: account.host.clone(),
+        port: Some(account.port),
+        ticket: None,
+        cfg_file: Some(place.moref.clone()),
+        thumbprints: Vec::new(),
+        tls: None,
+    };
+    if desk.clone_tickets {
+        let reach = config.tenants.get(&org.tenant).map(|tenant| tenant.targets.clone()).unwrap_or_default();
+        let ticket = gate.vcenters.clone_ticket(target.clone(), reach).await.map_err(MintError::Vcenter)?;
+        target.ticket = Some(ticket.to_string());
+        target.thumbprints = account.thumbprints.iter().map(ToString::to_string).collect();
+    }
     let claims = Claims {
         iss: policy.issuer.clone(),
         aud: policy.audience.clone(),
@@ -49,15 +78,7 @@ pub(super) fn mint(
         tenant: org.tenant.clone(),
         user: format!("{}@{}", person.user, person.org),
         vm: vm.into(),
-        target: Target {
-            kind: TargetKind::Vcenter,
-            host: account.host.clone(),
-            port: Some(account.port),
-            ticket: None,
-            cfg_file: Some(place.moref.clone()),
-            thumbprints: Vec::new(),
-            tls: None,
-        },
+        target,
         source,
         max_connections: None,
         session_seconds: None,

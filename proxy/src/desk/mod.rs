@@ -156,7 +156,7 @@ pub async fn respond(
 ) -> (Reply, bool) {
     let path = head.target.split('?').next().unwrap_or_default();
     if path.starts_with("/v1/") {
-        json::respond(gate, caller, head, &body, certified, SystemTime::now())
+        json::respond(gate, caller, head, &body, certified, SystemTime::now()).await
     } else {
         vcloud::respond(gate, caller, head, &body).await
     }

@@ -78,22 +78,11 @@ pub(super) async fn respond(gate: &Arc<Gate>, caller: &Caller, head: &Head, body
             session::end(gate, token, now);
             Reply::empty("204 No Content")
         }
-        Wanted::Ticket { vm, mks } => match mint(gate, &person, vm, None, now) {
+        Wanted::Ticket { vm, mks } => match mint(gate, &person, vm, None, now).await {
             Ok(minted) => ticket(gate, caller, &minted, mks, &version),
-            Err(MintError::NotYours) => {
-                refused("desk_not_yours");
-                tracing::info!(source = %caller.source, user = person.user, org = person.org, "a VM that is not the org's was asked for");
-                let text = format!("No access to entity \"com.vmware.vcloud.entity.vm:{vm}\".");
-                error("403 Forbidden", 403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", &text)
-            }
-            Err(MintError::Broken(why)) => {
-                tracing::error!(why, "a ticket could not be minted");
-                error(
-                    "500 Internal Server Error",
-                    500,
-                    "INTERNAL_SERVER_ERROR",
-                    "The ticket could not be made.",
-                )
+            Err(why) => {
+                refused(why.as_str());
+                no_ticket(caller, &person, vm, &why)
             }
         },
     };
@@ -243,6 +232,26 @@ fn ticket(gate: &Gate, caller: &Caller, minted: &Minted, mks: bool, version: &st
         gate.console_tls_port()
     );
     xml("mksTicket", version, &body)
+}
+
+fn no_ticket(caller: &Caller, person: &Person, vm: &str, why: &MintError) -> Reply {
+    match why {
+        MintError::NotYours => {
+            tracing::info!(source = %caller.source, user = person.user, org = person.org, "a VM that is not the org's was asked for");
+            let text = format!("No access to entity \"com.vmware.vcloud.entity.vm:{vm}\".");
+            error("403 Forbidden", 403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", &text)
+        }
+        MintError::Vcenter(why) => {
+            tracing::info!(reason = why.as_str(), error = %why, "no clone ticket for the desk");
+            let text = "The machine's vCenter does not answer just now.";
+            error("503 Service Unavailable", 503, "SERVICE_UNAVAILABLE", text)
+        }
+        MintError::Broken(why) => {
+            tracing::error!(why, "a ticket could not be minted");
+            let text = "The ticket could not be made.";
+            error("500 Internal Server Error", 500, "INTERNAL_SERVER_ERROR", text)
+        }
+    }
 }
 
 fn no_login(why: LoginError) -> Reply {

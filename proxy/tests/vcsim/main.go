@@ -1,6 +1,7 @@
 // A vCenter to test against: govmomi's simulator, with console tickets added by an overlay (ticket.go).
 //
 // Prints what a test waits for, one line each: "vm ID PATH", "listening URL", "call METHOD OBJECT", "ticket KIND VM".
+// GET /mark/N prints "mark N": whoever reads that has read every call before it.
 package main
 
 import (
@@ -20,6 +21,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 
@@ -35,6 +37,12 @@ var (
 // recorder says what was asked before it is answered, and answers as late as a far vCenter does.
 func recorder(next http.Handler, latency time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/mark/") {
+			// Everything before this was printed.
+			fmt.Println("mark", strings.TrimPrefix(r.URL.Path, "/mark/"))
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			return

@@ -14,12 +14,17 @@ pub struct Client {
 
 impl Client {
     pub fn start(url: &str, args: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::run("connect", url, args, environment)
+    }
+
+    /// A subcommand that serves viewers, its URL on standard input.
+    pub fn run(subcommand: &str, url: &str, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mksgate"));
         for name in ["https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY", "SSL_CERT_FILE"] {
             command.env_remove(name);
         }
         let mut child = command
-            .args(["connect", "-", "--listen", "127.0.0.1:0"])
+            .args([subcommand, "-", "--listen", "127.0.0.1:0"])
             .args(args)
             .envs(environment.iter().copied())
             .stdin(Stdio::piped())
@@ -31,8 +36,12 @@ impl Client {
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         let address = line.split_whitespace().nth(3).map(|a| a.replace("::", ":"));
-        let listens = address.unwrap_or_else(|| panic!("no address in {line:?}")).parse().unwrap();
-        Self { child, listens }
+        let Some(address) = address else {
+            let mut said = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            panic!("no address in {line:?}: {said}");
+        };
+        Self { child, listens: address.parse().unwrap() }
     }
 
     pub fn viewer(&self) -> TcpStream {

@@ -29,10 +29,10 @@ pub use session::{Owner, SessionKey};
 
 use crate::config::TargetRange;
 use crate::metrics::Samples;
-use crate::protocol::soap::request::Service;
-use crate::protocol::soap::{Element, Message, Moref, Version};
+use crate::protocol::soap::request::{self, Service};
+use crate::protocol::soap::{Element, Message, Moref, SoapError, Version};
 use crate::ticket::Target;
-use endpoint::{Endpoint, lock};
+use endpoint::{Endpoint, body, lock};
 use session::{Asked, Credentials, Session, With};
 
 /// Where a tenant's consoles and vCenters may be.
@@ -147,6 +147,27 @@ impl Vcenters {
     pub async fn console(&self, wanted: Wanted) -> Result<Target, VcenterError> {
         let pool = self.pool.clone();
         self.on_control(async move { pool.console(wanted).await }).await
+    }
+
+    /// A clone ticket of the account for this vCenter: for a cell that has no account there.
+    pub async fn clone_ticket(
+        &self,
+        target: Target,
+        reach: Vec<TargetRange>,
+    ) -> Result<Zeroizing<String>, VcenterError> {
+        let pool = self.pool.clone();
+        self.on_control(async move {
+            let (_, session) = pool.session(&target, None)?;
+            let settings = pool.settings.load_full();
+            let ask = |service: &Service| request::acquire_clone_ticket(&service.session_manager);
+            let reply = session.ask(&settings.with(&reach), ask).await?;
+            let answer = body("AcquireCloneTicket", reply.message)?;
+            let ticket = request::returned("AcquireCloneTicket", &answer)?.map(|value| value.text.as_str());
+            let ticket =
+                ticket.filter(|ticket| !ticket.is_empty()).ok_or(SoapError::Missing("clone ticket"))?;
+            Ok(Zeroizing::new(ticket.to_owned()))
+        })
+        .await
     }
 
     /// Opens the session of a client of `/sdk`; what it needs to know of the server.
@@ -345,7 +366,7 @@ impl Pool {
             let settings = settings.clone();
             tokio::spawn(async move {
                 // One that is lost is opened again here where it can be, and not when a person waits for it.
-                let keep = |_: &Service| crate::protocol::soap::request::current_time();
+                let keep = |_: &Service| request::current_time();
                 let _ = session.ask(&settings.with(&everywhere()), keep).await;
             });
         }

@@ -23,6 +23,11 @@ pub fn clone_session(manager: &Moref, ticket: &str) -> Element {
     operation("CloneSession", manager).has("cloneTicket", ticket)
 }
 
+/// A ticket with which somebody else may take a copy of this session over.
+pub fn acquire_clone_ticket(manager: &Moref) -> Element {
+    operation("AcquireCloneTicket", manager)
+}
+
 /// End the session.
 pub fn logout(manager: &Moref) -> Element {
     operation("Logout", manager)

@@ -5,7 +5,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 
-use crate::protocol::http::Head;
+use crate::protocol::http::{Head, MAX_HEAD};
 
 /// RFC 6455, 1.3.
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -64,6 +64,39 @@ pub fn accept_key(key: &str) -> Option<String> {
     }
     let hash = digest(&SHA1_FOR_LEGACY_USE_ONLY, format!("{key}{GUID}").as_bytes());
     Some(STANDARD.encode(hash.as_ref()))
+}
+
+/// Why a response opens no WebSocket.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct NotAccepted(String);
+
+/// The client's side: the length of a response that opens the WebSocket which was asked for with `key` and `binary`; `None`
+/// while it is not whole.
+pub fn accepted(buffer: &[u8], key: &str) -> Result<Option<usize>, NotAccepted> {
+    let no = |what: &str| Err(NotAccepted(what.into()));
+    let mut fields = [httparse::EMPTY_HEADER; 64];
+    let mut response = httparse::Response::new(&mut fields);
+    let len = match response.parse(buffer) {
+        Ok(httparse::Status::Complete(len)) => len,
+        Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD => return Ok(None),
+        Ok(httparse::Status::Partial) => return no("a response without an end"),
+        Err(_) => return no("no HTTP response"),
+    };
+    if response.code != Some(101) {
+        return no(&format!("HTTP status {}", response.code.unwrap_or(0)));
+    }
+    let field = |name: &str| {
+        response.headers.iter().find(|f| f.name.eq_ignore_ascii_case(name)).map(|f| f.value.trim_ascii())
+    };
+    let wanted = accept_key(key).unwrap_or_default();
+    if field("sec-websocket-accept") != Some(wanted.as_bytes()) {
+        return no("its Sec-WebSocket-Accept is wrong");
+    }
+    match field("sec-websocket-protocol") {
+        None | Some(b"binary") => Ok(Some(len)),
+        Some(_) => no("it chose a subprotocol that was not offered"),
+    }
 }
 
 /// Checks a request; returns the response that switches, and the subprotocol in it. `binary` goes before `uint8utf8`;
@@ -151,5 +184,18 @@ mod tests {
         }
         assert_eq!(ask(&GOOD.replace("dGhlIHNhbXBsZSBub25jZQ==", "c2hvcnQ=")), Err(UpgradeError::Key));
         assert_eq!(ask(&GOOD.replace(": 13", ": 8")), Err(UpgradeError::Version));
+    }
+
+    const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+    const OPENED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: binary\r\n\r\n";
+
+    #[test]
+    fn only_a_host_that_did_the_sum_is_a_websocket() {
+        assert_eq!(accepted(OPENED.as_bytes(), KEY).unwrap(), Some(OPENED.len()));
+        assert_eq!(accepted(&OPENED.as_bytes()[..OPENED.len() - 1], KEY).unwrap(), None);
+        for (from, to) in [("s3p", "s4p"), ("101", "404"), (": binary", ": vmware-vvc"), ("HTTP", "SSH-")] {
+            assert!(accepted(OPENED.replace(from, to).as_bytes(), KEY).is_err(), "{to}");
+        }
+        assert!(accepted(&[b"HTTP/1.1 101 x\r\nA: ".to_vec(), vec![b'a'; MAX_HEAD]].concat(), KEY).is_err());
     }
 }
