@@ -2,8 +2,10 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use support::{Setup, mksgate};
 
@@ -15,6 +17,8 @@ const HASH: &str = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$k9b5i7yRdZjUrNMzdEp1+
 /// The example of RFC 7517, A.1.
 const JWKS: &str = r#"{"keys": [{"kty": "EC", "crv": "P-256", "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
     "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM", "use": "sig", "kid": "1"}]}"#;
+
+const SPECIFICATION: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../SPECIFICATION.md"));
 
 /// The fenced blocks of a language.
 fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
@@ -48,4 +52,41 @@ fn the_documented_configuration_is_accepted_as_it_stands() {
         let check = mksgate().args(["check", "--config"]).arg(setup.config_path()).output().unwrap();
         assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
     }
+}
+
+/// The Rust files below a folder of this workspace.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| match path.is_dir() {
+            true => sources(&path),
+            false if path.extension().is_some_and(|ending| ending == "rs") => vec![path],
+            false => Vec::new(),
+        })
+        .collect()
+}
+
+/// The names of all test functions below `folder`.
+fn tests(folder: &Path) -> BTreeSet<String> {
+    let name = |code: &str| {
+        let rest = code.split_once("fn ")?.1;
+        Some(rest.split_once('(')?.0.to_owned())
+    };
+    let texts = sources(folder).into_iter().map(|file| fs::read_to_string(file).unwrap());
+    texts.flat_map(|text| text.split("#[test]").skip(1).filter_map(name).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let all: BTreeSet<_> = ["proxy/src", "proxy/tests", "proxy-common", "bench"]
+        .iter()
+        .flat_map(|f| tests(&workspace.join(f)))
+        .collect();
+    let rows = SPECIFICATION.lines().filter(|line| line.starts_with('|'));
+    let named = rows.filter_map(|row| row.trim_end_matches('|').rsplit_once('|')).flat_map(|(_, by)| {
+        by.split('`').skip(1).step_by(2).filter(|name| !name.contains('/')).collect::<Vec<_>>()
+    });
+    let missing: Vec<_> = named.filter(|name| !all.contains(*name)).collect();
+    assert!(missing.is_empty(), "SPECIFICATION.md names tests that are not there: {missing:?}");
 }
