@@ -106,7 +106,8 @@ fn nonce() -> Result<String, BackendError> {
 pub(super) fn tls_leg(stream: TlsStream<UnbufferedClientConnection>) -> Result<(Leg, Vec<u8>), BackendError> {
     let (wire, connection, received, plain) = stream.into_parts();
     let socket = wire.into_fd().map_err(BackendError::Internal)?;
-    Ok((Leg::Tls(socket, Session::client(connection, received)), plain))
+    let session = Session::client(connection, received).map_err(|error| BackendError::Tls(error.into()))?;
+    Ok((Leg::Tls(socket, session), plain))
 }
 
 /// A deadline for one step with the host.

@@ -36,7 +36,8 @@ pub(super) async fn open(target: &Target, how: &Opening<'_>) -> Result<Console, 
     let socket = wire.into_fd().map_err(BackendError::Internal)?;
     let decoder = Decoder::new(Peer::Server, false);
     let web = WebSocket::new(Peer::Server, decoder, false, [behind, plain].concat(), None);
-    let leg = Leg::WebSocket(socket, Session::client(connection, received), Box::new(web));
+    let session = Session::client(connection, received).map_err(|error| BackendError::Tls(error.into()))?;
+    let leg = Leg::WebSocket(socket, session, Box::new(web));
     Ok(Console { leg, to_client: Vec::new(), wants_handshake: false })
 }
 

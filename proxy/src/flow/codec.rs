@@ -1,18 +1,26 @@
-//! The layers of a leg between its socket and the console's bytes: TLS, and WebSocket in it. No I/O.
+//! The layers of a leg between its socket and the console's bytes: TLS, and WebSocket in it. No I/O, and no copy where
+//! bytes can stay where they were received.
 //!
 //! ```text
-//!   received ─► TLS decrypt ─► unmask, unwrap in place ─► console's bytes ─► frame header in front ─► TLS encrypt ─► sent
+//!   received ─► TLS opened, frames unwrapped and unmasked where they lie ─► pieces ─► sent to a raw leg as they lie
+//!                                                                            └─► copied into the slots of records ─┐
+//!   received from a raw leg into the slots of records ────────────────────────────────────────────────────────────┴─► sealed, sent
 //! ```
 //! What a codec keeps is bounded: a record whose end has not come (`MAX_PARTIAL`), and its answers of one turn.
 
+use std::ops::Range;
+
 use crate::protocol::websocket::{
-    Close, CloseCode, Control, Decoder, Event, FrameHeader, HEADER_ROOM, Opcode, Peer, Violation,
-    put_control, put_header, to_utf8,
+    Close, CloseCode, Control, Decoder, Event, FrameHeader, HEADER_ROOM, Opcode, Peer, Violation, mask,
+    put_control, to_utf8,
 };
 use crate::tls::Session;
+use crate::tls::outgoing::{HEADER, Outgoing};
 
-/// Where the console's bytes begin in a [`Plain`], so that a frame's header fits in front of them.
-pub(super) const ROOM: usize = HEADER_ROOM;
+/// A shorter piece is moved to the one before it rather than sent by itself.
+const SHORT: usize = 512;
+
+const _: () = assert!(HEADER_ROOM <= HEADER);
 
 /// WebSocket on a leg, as the front leaves it.
 pub struct WebSocket {
@@ -77,94 +85,167 @@ pub(super) struct Broken;
 
 /// One leg's layers.
 pub(super) struct Codec {
-    tls: Option<Session>,
+    tls: Session,
     pub(super) ws: Option<WebSocket>,
 }
 
-/// Bytes of the console on their way through one turn: `bytes[from..]`, with at least a header's room before.
-pub(super) struct Plain {
-    pub(super) bytes: Vec<u8>,
-    pub(super) from: usize,
-    /// Where frames pass whole: the last place at which a frame of ours may stand, none of the peer's being half through.
-    pub(super) gap: Option<usize>,
+/// What was received of one leg in one read, and where in it the console's bytes lie.
+pub(super) struct Received {
+    pub(super) wire: Box<[u8]>,
+    /// Bytes of `wire` that are received into; behind them, frames of ours that have to go between the peer's.
+    pub(super) room: usize,
+    spare: usize,
+    /// Content of TLS records.
+    contents: Vec<Range<usize>>,
+    /// The console's bytes, or frames that pass whole.
+    pub(super) pieces: Vec<Range<usize>>,
+    /// Where frames pass whole: the piece before which a frame of ours may stand, none of the peer's being half through.
+    gap: Option<usize>,
 }
 
-impl Plain {
-    pub(super) fn new() -> Self {
-        Self { bytes: vec![0; ROOM], from: ROOM, gap: None }
+/// Room behind what is received: a header that came in two reads, a pong, a ping.
+const SPARE: usize = 512;
+
+impl Received {
+    pub(super) fn new(room: usize) -> Self {
+        Self {
+            wire: vec![0; room + SPARE].into_boxed_slice(),
+            room,
+            spare: room,
+            contents: Vec::new(),
+            pieces: Vec::new(),
+            gap: None,
+        }
     }
 
     pub(super) fn clear(&mut self) {
-        self.bytes.resize(ROOM, 0);
-        self.from = ROOM;
-        self.gap = None;
+        (self.spare, self.gap) = (self.room, None);
+        self.contents.clear();
+        self.pieces.clear();
     }
 
-    pub(super) fn data(&self) -> &[u8] {
-        &self.bytes[self.from..]
+    /// How much the pieces are together.
+    pub(super) fn len(&self) -> usize {
+        self.pieces.iter().map(ExactSizeIterator::len).sum()
+    }
+
+    /// Bytes that are not from this read, as a piece.
+    fn keep(&mut self, bytes: &[u8]) -> Option<Range<usize>> {
+        let range = self.spare..self.spare + bytes.len();
+        self.wire.get_mut(range.clone())?.copy_from_slice(bytes);
+        self.spare = range.end;
+        Some(range)
+    }
+
+    /// Appends a piece; moves it to the one before where that costs less than sending it by itself.
+    fn push(&mut self, piece: Range<usize>) {
+        match self.pieces.last_mut() {
+            Some(last) if piece.len() < SHORT && last.end <= piece.start && self.gap.is_none() => {
+                self.wire.copy_within(piece.clone(), last.end);
+                last.end += piece.len();
+            }
+            _ => self.pieces.push(piece),
+        }
     }
 }
 
 impl Codec {
-    pub(super) fn new(tls: Option<Session>, ws: Option<WebSocket>) -> Self {
+    pub(super) fn new(tls: Session, ws: Option<WebSocket>) -> Self {
         Self { tls, ws }
+    }
+
+    /// Whether content goes into records as it is.
+    pub(super) fn takes_bytes(&self) -> bool {
+        self.ws.as_ref().is_none_or(|ws| !ws.text)
     }
 
     /// What waits for the rest of its record, copied to the front of `wire`; returns how much it is.
     pub(super) fn begin(&self, wire: &mut [u8]) -> usize {
-        self.tls.as_ref().map_or(0, |tls| tls.begin(wire))
+        self.tls.begin(wire)
     }
 
-    /// Decodes what was received: `wire` with TLS, else what stands in `plain` already. The console's bytes are then in
-    /// `plain`, what TLS answers in `out`. True: the peer has ended.
+    /// Decodes the first `n` bytes that were received. Where the console's bytes lie is then in `pieces`, what TLS answers in
+    /// `answer`. True: the peer has ended.
     pub(super) fn decode(
         &mut self,
-        wire: &mut [u8],
-        plain: &mut Plain,
-        out: &mut Vec<u8>,
+        n: usize,
+        received: &mut Received,
+        answer: &mut Vec<u8>,
     ) -> Result<bool, Broken> {
-        let mut closed = false;
-        if let Some(ws) = &mut self.ws
-            && !ws.received.is_empty()
-        {
-            plain.bytes.splice(ROOM..ROOM, std::mem::take(&mut ws.received));
-        }
-        if let Some(tls) = &mut self.tls {
-            let done = tls.decrypt(wire, &mut plain.bytes, out).map_err(|error| {
+        let done =
+            self.tls.decrypt(&mut received.wire[..n], &mut received.contents, answer).map_err(|error| {
                 tracing::debug!(%error, "TLS of a leg is broken");
                 Broken
             })?;
-            closed = done.closed;
-        }
         match &mut self.ws {
-            Some(ws) => Ok(ws.unwrap_frames(plain).inspect_err(|_| plain.clear())? || closed),
-            None => Ok(closed),
+            Some(ws) => Ok(ws.unwrap_frames(received)? || done.closed),
+            None => {
+                std::mem::swap(&mut received.contents, &mut received.pieces);
+                Ok(done.closed)
+            }
         }
     }
 
-    /// Encodes the console's bytes for this leg's peer: appends what is to be sent to `out`, unless it can be sent from
-    /// `plain` as it stands (true). `whole`: the bytes are frames already.
-    pub(super) fn encode(
-        &mut self,
-        plain: &mut Plain,
-        whole: bool,
-        out: &mut Vec<u8>,
-    ) -> Result<bool, Broken> {
-        match &mut self.ws {
-            Some(ws) if whole => ws.slip_in(plain),
-            Some(ws) => ws.wrap(plain),
-            None => {}
+    /// Decodes what the front had decrypted and not decoded. True: the peer has ended.
+    pub(super) fn decode_early(&mut self, received: &mut Received) -> Result<bool, Broken> {
+        let Some(ws) = &mut self.ws else { return Ok(false) };
+        let early = std::mem::take(&mut ws.received);
+        let n = early.len().min(received.room);
+        received.wire[..n].copy_from_slice(&early[..n]);
+        ws.received = early[n..].into();
+        received.contents.push(0..n);
+        ws.unwrap_frames(received)
+    }
+
+    /// Whether the front left something to decode.
+    pub(super) fn has_early(&self) -> bool {
+        self.ws.as_ref().is_some_and(|ws| !ws.received.is_empty())
+    }
+
+    /// Copies the console's bytes, in the form they have in this leg's frames, into the slots of records; returns how many
+    /// there are. `whole`: they are frames already.
+    pub(super) fn fill(&mut self, received: &mut Received, whole: bool, out: &mut Outgoing) -> usize {
+        if whole && let Some(ws) = &mut self.ws {
+            ws.slip_in(received);
         }
-        match &mut self.tls {
-            Some(tls) => tls.encrypt(plain.data(), out).map(|()| false).map_err(|_| Broken),
-            None => Ok(true),
+        let (text, mut at, mut converted) = (!whole && !self.takes_bytes(), 0, Vec::new());
+        for piece in &received.pieces {
+            let mut piece = &received.wire[piece.clone()];
+            if text {
+                converted.clear();
+                to_utf8(piece, &mut converted);
+                piece = &converted;
+            }
+            out.put(at, piece);
+            at += piece.len();
         }
+        at
+    }
+
+    /// Encodes the `n` bytes that lie in the slots of records for this leg's peer. `whole`: they are frames already.
+    pub(super) fn encode(&mut self, n: usize, whole: bool, out: &mut Outgoing) -> Result<(), Broken> {
+        let (mut header, mut len) = ([0; HEADER_ROOM], 0);
+        if let Some(ws) = &self.ws
+            && !whole
+        {
+            let opcode = if ws.text { Opcode::Text } else { Opcode::Binary };
+            let frame = FrameHeader { fin: true, opcode, len: n as u64, mask: ws.key() };
+            (header, len) = frame.bytes();
+            if let Some(key) = frame.mask {
+                let mut offset = 0;
+                for slot in out.slots(n) {
+                    mask(slot, key, offset);
+                    offset += slot.len() as u64;
+                }
+            }
+        }
+        self.tls.encrypt(&header[..len], n, out).map_err(|_| Broken)
     }
 
     /// Pings and pongs that are due, for the peer to be sent where no frame is half through.
     pub(super) fn control(&mut self, out: &mut Vec<u8>) -> Result<(), Broken> {
         match self.ws.as_mut().and_then(WebSocket::control) {
-            Some(frames) => self.send_plain(&frames, out),
+            Some(frames) => self.tls.encrypt_small(&frames, out).map_err(|_| Broken),
             None => Ok(()),
         }
     }
@@ -183,26 +264,14 @@ impl Codec {
             };
             let mut frame = Vec::new();
             put_control(&mut frame, Opcode::Close, close.as_ref().map_or(&[], Close::as_bytes), ws.key());
-            let _ = self.send_plain(&frame, out);
+            let _ = self.tls.encrypt_small(&frame, out);
         }
         self.half_close(out);
     }
 
     /// Nothing more comes from us.
     pub(super) fn half_close(&mut self, out: &mut Vec<u8>) {
-        if let Some(tls) = &mut self.tls {
-            tls.close_notify(out);
-        }
-    }
-
-    fn send_plain(&mut self, frames: &[u8], out: &mut Vec<u8>) -> Result<(), Broken> {
-        match &mut self.tls {
-            Some(tls) => tls.encrypt(frames, out).map_err(|_| Broken),
-            None => {
-                out.extend_from_slice(frames);
-                Ok(())
-            }
-        }
+        self.tls.close_notify(out);
     }
 }
 
@@ -224,43 +293,54 @@ impl WebSocket {
 
     /// Puts control frames that are due between the frames that pass. Reads end anywhere: were pongs to wait for one that
     /// ends with a frame, a busy stream would never let them through.
-    fn slip_in(&mut self, plain: &mut Plain) {
-        if let Some(gap) = plain.gap
+    fn slip_in(&mut self, received: &mut Received) {
+        if let Some(gap) = received.gap
             && let Some(frames) = self.control()
+            && let Some(piece) = received.keep(&frames)
         {
-            plain.bytes.splice(gap..gap, frames);
+            received.pieces.insert(gap, piece);
         }
     }
 
-    /// Unwraps the frames in `plain` where they lie; true: the peer closed.
-    fn unwrap_frames(&mut self, plain: &mut Plain) -> Result<bool, Broken> {
-        // A header that was cut is longer than what of it lies here: it is completed in the room before.
-        let whole = self.decoder.passes_whole();
-        let start = ROOM - if whole { self.decoder.held() } else { 0 };
-        let (mut at, mut to) = (ROOM, start);
+    /// Unwraps the frames in `contents` where they lie; true: the peer closed.
+    fn unwrap_frames(&mut self, received: &mut Received) -> Result<bool, Broken> {
+        let contents = std::mem::take(&mut received.contents);
+        for content in &contents {
+            self.unwrap_content(content.clone(), received)?;
+        }
+        received.contents = contents;
+        self.note_gap(received);
+        Ok(self.closed.is_some())
+    }
+
+    fn note_gap(&self, received: &mut Received) {
+        if self.decoder.passes_whole() && self.decoder.between_frames() {
+            received.gap = Some(received.pieces.len());
+        }
+    }
+
+    fn unwrap_content(&mut self, content: Range<usize>, received: &mut Received) -> Result<(), Broken> {
+        let mut at = 0;
         loop {
-            if whole && self.decoder.between_frames() {
-                plain.gap = Some(to);
-            }
-            let event = match self.decoder.next(&mut plain.bytes, &mut at) {
+            self.note_gap(received);
+            let held = self.decoder.held();
+            let event = match self.decoder.next(&mut received.wire[content.clone()], &mut at) {
                 Ok(Some(event)) => event,
-                Ok(None) => break,
+                Ok(None) => return Ok(()),
                 Err(violation) => {
                     self.violation = Some(violation);
                     return Err(Broken);
                 }
             };
             match event {
+                // Where it lies, unless its beginning came in another piece.
                 Event::Header(bytes, len) => {
-                    plain.bytes[to..to + len].copy_from_slice(&bytes[..len]);
-                    to += len;
+                    let end = content.start + at;
+                    let header = if held == 0 { Some(end - len..end) } else { received.keep(&bytes[..len]) };
+                    received.pieces.push(header.ok_or(Broken)?);
                 }
                 Event::Data(range) => {
-                    let len = range.len();
-                    if range.start != to {
-                        plain.bytes.copy_within(range, to);
-                    }
-                    to += len;
+                    received.push(content.start + range.start..content.start + range.end);
                 }
                 // RFC 6455, 5.5.3: of several pings the last may be answered alone, so a flood costs one pong a turn.
                 Event::Ping(body) => self.pong = Some(Box::new(body)),
@@ -268,24 +348,5 @@ impl WebSocket {
                 Event::Close(code) => self.closed = Some(code),
             }
         }
-        if whole && self.decoder.between_frames() {
-            plain.gap = Some(to);
-        }
-        plain.bytes.truncate(to);
-        plain.from = start;
-        Ok(self.closed.is_some())
-    }
-
-    /// One frame around everything in `plain`.
-    fn wrap(&self, plain: &mut Plain) {
-        if self.text {
-            let mut text = vec![0; ROOM];
-            to_utf8(plain.data(), &mut text);
-            (plain.bytes, plain.from) = (text, ROOM);
-        }
-        let opcode = if self.text { Opcode::Text } else { Opcode::Binary };
-        let len = plain.data().len() as u64;
-        let header = FrameHeader { fin: true, opcode, len, mask: self.key() };
-        plain.from = put_header(&mut plain.bytes, plain.from, &header);
     }
 }

@@ -1,26 +1,33 @@
-//! Flows with TLS or WebSocket on a leg: received into the thread's own scratch, decoded and encoded there, sent from
-//! there. A silent flow owns no buffer; a slow receiver stops the reads of the other leg, after at most one turn's bytes
-//! were kept for it.
+//! Flows with TLS or WebSocket on a leg: received into the thread's own scratch, decoded where it lies, sent from there. A
+//! silent flow owns no buffer; a slow receiver stops the reads of the other leg, after at most one turn's bytes were kept
+//! for it.
 //!
 //! ```text
-//!   recv ─► wire ─► source's codec ─► plain ─► destination's codec ─► out ─► send, what does not fit: pending
+//!   recv ─► received ─► source's codec ─► pieces ─┬──────────────────────────────────────────► sendmsg ─┐
+//!                                                 └─► slots ─► destination's codec ─► records ─► send ───┼─► what does not fit:
+//!   recvmsg from a raw leg ─────────────────────────► slots ─► destination's codec ─► records ─► send ───┘   pending
 //! ```
 
 use std::os::fd::OwnedFd;
 
 use super::Leg;
-use super::codec::{Broken, Codec, Plain, ROOM, WebSocket};
+use super::codec::{Broken, Codec, Received, WebSocket};
 use super::core::Core;
 use super::socket::{self, Moved};
 use super::state::{BACKEND, CLIENT, FlowState, NEVER, Side, millis, reset};
 use super::stats::Way;
 use crate::session::CloseReason;
+use crate::tls::outgoing::Outgoing;
 use crate::tls::session::MAX_PARTIAL;
 
-/// Bytes of one read: with a frame's header in front they fill four TLS records.
-const READ: usize = 4 * 16_384 - ROOM;
+/// Most records of one read. A direction begins with one, and has more while its reads are full and its sends fit.
+const MAX_RECORDS: usize = 8;
+/// A full record as it is received.
+const RECORD: usize = 16_384 + 22;
 /// Reads of one direction in one turn before the others have theirs.
 const READS_PER_TURN: usize = 4;
+/// Slots for everything that one read can come to: bytes of the read before, and text that is twice as long.
+const SLOTS: usize = 2 * (MAX_RECORDS + 3);
 /// How long a closed flow's sockets wait for their peers to read the last words, milliseconds.
 const LINGER_MS: u64 = 2000;
 /// How often they are looked at.
@@ -37,6 +44,8 @@ pub(super) struct Layers {
     owed: [u64; 2],
     /// What the front received of this direction's source was not looked at yet.
     fresh: [bool; 2],
+    /// Records of this direction's next read.
+    records: [u8; 2],
     /// When the next ping is due; `NEVER`: no leg wants any.
     pub(super) ping_at: u64,
     ping_every: u64,
@@ -64,6 +73,7 @@ impl Layers {
             whole,
             owed: [0; 2],
             fresh: [true; 2],
+            records: [1; 2],
             ping_at: now_ms.saturating_add(every),
             ping_every: every,
         };
@@ -101,32 +111,31 @@ fn web(codec: &Option<Codec>) -> Option<&WebSocket> {
 fn codec(leg: Leg) -> (OwnedFd, Option<Codec>) {
     match leg {
         Leg::Raw(fd) => (fd, None),
-        Leg::Tls(fd, session) => (fd, Some(Codec::new(Some(session), None))),
-        Leg::WebSocket(fd, session, ws) => (fd, Some(Codec::new(Some(session), Some(*ws)))),
+        Leg::Tls(fd, session) => (fd, Some(Codec::new(session, None))),
+        Leg::WebSocket(fd, session, ws) => (fd, Some(Codec::new(session, Some(*ws)))),
     }
 }
 
 /// The thread's scratch.
 pub(super) struct Bench {
-    wire: Box<[u8]>,
-    plain: Plain,
-    out: Vec<u8>,
-    /// What the source's codec answers its peer.
-    answer: Vec<u8>,
+    received: Received,
+    out: Outgoing,
+    /// Control frames and what the source's codec answers its peer.
+    small: Vec<u8>,
 }
 
 impl Bench {
     fn new() -> Self {
         Self {
-            wire: vec![0; MAX_PARTIAL + READ].into_boxed_slice(),
-            plain: Plain::new(),
-            out: Vec::new(),
-            answer: Vec::new(),
+            received: Received::new(MAX_PARTIAL + MAX_RECORDS * RECORD),
+            out: Outgoing::new(SLOTS),
+            small: Vec::new(),
         }
     }
 }
 
 /// What one read came to.
+#[derive(Clone, Copy)]
 enum Turn {
     /// There may be more.
     More,
@@ -153,7 +162,9 @@ impl Core {
     }
 
     fn transform_with(&mut self, key: u32, dir: Side, bench: &mut Bench) -> Result<(), CloseReason> {
+        // Both: what is answered to one side's peer must not come between what the front left for it.
         self.begin(key, dir, bench)?;
+        self.begin(key, 1 - dir, bench)?;
         self.notice_end(key, dir);
         for _ in 0..READS_PER_TURN {
             self.send_owed(key, dir)?;
@@ -169,111 +180,63 @@ impl Core {
         self.send_control(key, 1 - dir, bench)
     }
 
-    /// The bytes that the front handed over are the console's: they are encoded like all others.
+    /// The bytes that the front handed over are the console's: they are encoded like all others. What it had decrypted and
+    /// not decoded comes next.
     fn begin(&mut self, key: u32, dir: Side, bench: &mut Bench) -> Result<(), CloseReason> {
         let Some(flow) = self.flows.get_mut(key) else { return Ok(()) };
-        if !flow.dirs[dir].handed_over {
+        let Some(layers) = flow.layers.as_mut() else { return Ok(()) };
+        if flow.dirs[dir].handed_over {
+            let first = std::mem::take(&mut flow.dirs[dir].pending);
+            flow.dirs[dir].handed_over = false;
+            for piece in first.chunks(bench.received.room) {
+                bench.received.clear();
+                bench.received.wire[..piece.len()].copy_from_slice(piece);
+                bench.received.pieces.push(0..piece.len());
+                // The front unwrapped them, whatever is done with what follows.
+                deliver(flow, dir, bench, false)?;
+            }
+        } else if !layers.codecs[dir].as_ref().is_some_and(Codec::has_early) {
             return Ok(());
         }
-        let first = std::mem::take(&mut flow.dirs[dir].pending);
-        flow.dirs[dir].handed_over = false;
-        bench.plain.clear();
-        bench.plain.bytes.extend_from_slice(&first);
-        // The front unwrapped them, whatever is done with what follows.
-        self.deliver(key, dir, bench, false)
+        while let Some(layers) = &mut flow.layers
+            && let Some(codec) = layers.codecs[dir].as_mut().filter(|codec| codec.has_early())
+        {
+            bench.received.clear();
+            let ended = codec.decode_early(&mut bench.received).map_err(|Broken| broken(dir))?;
+            let whole = layers.whole[dir];
+            deliver(flow, dir, bench, whole)?;
+            if ended {
+                flow.ended(dir);
+            }
+        }
+        self.credit(key, dir);
+        Ok(())
     }
 
     fn read_once(&mut self, key: u32, dir: Side, bench: &mut Bench) -> Result<Turn, CloseReason> {
-        let Some((flow, layers)) = self.parts(key) else { return Ok(Turn::Enough) };
-        let fresh = std::mem::take(&mut layers.fresh[dir]);
-        if flow.eof[dir] || !flow.pending_is_empty[dir] || !(flow.readable[dir] || fresh) {
-            layers.fresh[dir] = fresh && !flow.eof[dir];
+        let Some(flow) = self.flows.get_mut(key) else { return Ok(Turn::Enough) };
+        let Some(layers) = flow.layers.as_deref_mut() else { return Ok(Turn::Enough) };
+        let fresh = layers.fresh[dir];
+        if flow.dirs[dir].eof || !flow.dirs[dir].pending.is_empty() || !(flow.socks[dir].readable || fresh) {
             return Ok(Turn::Enough);
         }
-        bench.plain.clear();
-        bench.answer.clear();
-        let received = self.receive(key, dir, bench, fresh)?;
-        let Some(flow) = self.flows.get_mut(key) else { return Ok(Turn::Enough) };
-        let Some(layers) = flow.layers.as_mut() else { return Ok(Turn::Enough) };
-        let mut ended = false;
-        if let Some(codec) = &mut layers.codecs[dir] {
-            let (from, to) = received.wire;
-            let decoded = codec.decode(&mut bench.wire[from..to], &mut bench.plain, &mut bench.answer);
-            flow.dirs[1 - dir].keep(&bench.answer);
-            ended = decoded.map_err(|Broken| broken(dir))?;
-        }
-        let whole = layers.whole[dir];
-        self.deliver(key, dir, bench, whole)?;
-        let Some(flow) = self.flows.get_mut(key) else { return Ok(Turn::Enough) };
-        if ended || received.end {
-            flow.ended(dir);
+        layers.fresh[dir] = false;
+        let straight =
+            layers.codecs[dir].is_none() && layers.codecs[1 - dir].as_ref().is_some_and(Codec::takes_bytes);
+        let (turn, ended) = if straight {
+            receive_into_records(flow, dir, bench)?
+        } else {
+            receive_and_decode(flow, dir, bench)?
+        };
+        self.credit(key, dir);
+        if ended {
+            if let Some(flow) = self.flows.get_mut(key) {
+                flow.ended(dir);
+            }
             self.notice_end(key, dir);
             return Ok(Turn::Enough);
         }
-        Ok(if received.more { Turn::More } else { Turn::Enough })
-    }
-
-    /// One read, into the scratch of TLS or, from a raw leg, to where the console's bytes stand.
-    fn receive(
-        &mut self,
-        key: u32,
-        dir: Side,
-        bench: &mut Bench,
-        fresh: bool,
-    ) -> Result<Received, CloseReason> {
-        let mut received = Received { wire: (0, 0), end: false, more: false };
-        let Some(flow) = self.flows.get_mut(key) else { return Ok(received) };
-        let codec = flow.layers.as_ref().and_then(|layers| layers.codecs[dir].as_ref());
-        let carried = codec.map(|codec| codec.begin(&mut bench.wire));
-        let into = match carried {
-            Some(carried) => &mut bench.wire[carried..carried + READ],
-            None => {
-                bench.plain.bytes.resize(ROOM + READ, 0);
-                &mut bench.plain.bytes[ROOM..]
-            }
-        };
-        let sock = &mut flow.socks[dir];
-        let mut n = 0;
-        match socket::recv(&sock.fd, into) {
-            Moved::Bytes(bytes) => {
-                n = bytes;
-                // A short read emptied the queue: what comes next, FIN included, makes a new edge.
-                sock.readable = n == READ || sock.hup;
-                received.more = sock.readable;
-            }
-            Moved::Blocked => sock.readable = false,
-            Moved::End => received.end = true,
-            Moved::Failed(_) => return Err(reset(dir)),
-        }
-        match carried {
-            Some(carried) => received.wire = (0, carried + n),
-            None => bench.plain.bytes.truncate(ROOM + n),
-        }
-        debug_assert!(fresh || n > 0 || !received.more);
-        Ok(received)
-    }
-
-    /// Encodes what stands in `plain` for the destination and sends it; what does not fit waits in `pending`.
-    /// `whole`: it is frames already.
-    fn deliver(&mut self, key: u32, dir: Side, bench: &mut Bench, whole: bool) -> Result<(), CloseReason> {
-        let Some(flow) = self.flows.get_mut(key) else { return Ok(()) };
-        let Some(layers) = flow.layers.as_mut() else { return Ok(()) };
-        let n = bench.plain.data().len() as u64;
-        if n == 0 {
-            return Ok(());
-        }
-        bench.out.clear();
-        let as_it_stands = match &mut layers.codecs[1 - dir] {
-            Some(codec) => {
-                codec.encode(&mut bench.plain, whole, &mut bench.out).map_err(|Broken| broken(1 - dir))?
-            }
-            None => true,
-        };
-        layers.owed[dir] += n;
-        let bytes = if as_it_stands { bench.plain.data() } else { &bench.out };
-        send_or_keep(flow, dir, bytes)?;
-        self.credit(key, dir);
-        Ok(())
+        Ok(turn)
     }
 
     /// Sends what waits for the destination.
@@ -302,9 +265,9 @@ impl Core {
             return Ok(());
         }
         let Some(codec) = &mut layers.codecs[1 - dir] else { return Ok(()) };
-        bench.out.clear();
-        codec.control(&mut bench.out).map_err(|Broken| broken(1 - dir))?;
-        send_or_keep(flow, dir, &bench.out)
+        bench.small.clear();
+        codec.control(&mut bench.small).map_err(|Broken| broken(1 - dir))?;
+        send_or_keep(flow, dir, &bench.small)
     }
 
     /// Counts the console's bytes of `dir` as delivered once the last of what they became was sent.
@@ -374,30 +337,149 @@ impl Core {
     pub(super) fn linger(&mut self, socks: [OwnedFd; 2]) {
         self.lingering.push(socks, self.now_ms);
     }
+}
 
-    fn parts(&mut self, key: u32) -> Option<(Glance, &mut Layers)> {
-        let flow = self.flows.get_mut(key)?;
-        let glance = Glance {
-            eof: [flow.dirs[0].eof, flow.dirs[1].eof],
-            pending_is_empty: [flow.dirs[0].pending.is_empty(), flow.dirs[1].pending.is_empty()],
-            readable: [flow.socks[0].readable, flow.socks[1].readable],
-        };
-        flow.layers.as_mut().map(|layers| (glance, &mut **layers))
+/// One read from a raw leg, right into the records of the other. True: the source ended.
+fn receive_into_records(
+    flow: &mut FlowState,
+    dir: Side,
+    bench: &mut Bench,
+) -> Result<(Turn, bool), CloseReason> {
+    let Some(layers) = flow.layers.as_deref_mut() else { return Ok((Turn::Enough, false)) };
+    let room = Outgoing::room(layers.records[dir].into());
+    let moved = socket::recv_into(&flow.socks[dir].fd, bench.out.slots(room));
+    let Some((n, turn)) = look(flow, dir, moved, room)? else { return Ok((Turn::Enough, true)) };
+    if n > 0 {
+        seal_and_send(flow, dir, bench, n, false)?;
+    }
+    Ok((turn, false))
+}
+
+/// One read, decoded. True: the source ended.
+fn receive_and_decode(
+    flow: &mut FlowState,
+    dir: Side,
+    bench: &mut Bench,
+) -> Result<(Turn, bool), CloseReason> {
+    let Some(layers) = flow.layers.as_deref_mut() else { return Ok((Turn::Enough, false)) };
+    let received = &mut bench.received;
+    received.clear();
+    let room = RECORD * usize::from(layers.records[dir]);
+    let carried = layers.codecs[dir].as_ref().map_or(0, |codec| codec.begin(&mut received.wire));
+    let moved = socket::recv(&flow.socks[dir].fd, &mut received.wire[carried..carried + room]);
+    let end = look(flow, dir, moved, room)?;
+    let (n, turn) = end.unwrap_or((0, Turn::Enough));
+    let Some(layers) = flow.layers.as_deref_mut() else { return Ok((Turn::Enough, false)) };
+    let mut ended = end.is_none();
+    match &mut layers.codecs[dir] {
+        Some(codec) => {
+            bench.small.clear();
+            let decoded = codec.decode(carried + n, received, &mut bench.small);
+            flow.dirs[1 - dir].keep(&bench.small);
+            ended |= decoded.map_err(|Broken| broken(dir))?;
+        }
+        None if n > 0 => received.pieces.push(0..n),
+        None => {}
+    }
+    let whole = layers.whole[dir];
+    deliver(flow, dir, bench, whole)?;
+    Ok((turn, ended))
+}
+
+/// Takes in what a read came to: how much, and whether there may be more. `None`: the end.
+fn look(
+    flow: &mut FlowState,
+    dir: Side,
+    moved: Moved,
+    room: usize,
+) -> Result<Option<(usize, Turn)>, CloseReason> {
+    let sock = &mut flow.socks[dir];
+    match moved {
+        Moved::Bytes(n) => {
+            // A short read emptied the queue: what comes next, FIN included, makes a new edge.
+            sock.readable = n == room || sock.hup;
+            if n == room
+                && let Some(layers) = &mut flow.layers
+            {
+                layers.records[dir] = (layers.records[dir] * 2).min(MAX_RECORDS as u8);
+            }
+            Ok(Some((n, if sock.readable { Turn::More } else { Turn::Enough })))
+        }
+        Moved::Blocked => {
+            sock.readable = false;
+            Ok(Some((0, Turn::Enough)))
+        }
+        Moved::End => Ok(None),
+        Moved::Failed(_) => Err(reset(dir)),
     }
 }
 
-/// What of a flow decides about a read.
-struct Glance {
-    eof: [bool; 2],
-    pending_is_empty: [bool; 2],
-    readable: [bool; 2],
+/// Encodes the received pieces for the destination and sends them; what does not fit waits in `pending`. `whole`: they are
+/// frames already.
+fn deliver(flow: &mut FlowState, dir: Side, bench: &mut Bench, whole: bool) -> Result<(), CloseReason> {
+    let Some(layers) = flow.layers.as_deref_mut() else { return Ok(()) };
+    if bench.received.pieces.is_empty() {
+        return Ok(());
+    }
+    let Some(codec) = &mut layers.codecs[1 - dir] else {
+        layers.owed[dir] += bench.received.len() as u64;
+        return send_pieces(flow, dir, &bench.received);
+    };
+    let owed = bench.received.len() as u64;
+    let n = codec.fill(&mut bench.received, whole, &mut bench.out);
+    seal_and_send(flow, dir, bench, n, whole)?;
+    if let Some(layers) = &mut flow.layers {
+        // Text is longer than what it stands for, and a pong that was slipped in is not the console's.
+        layers.owed[dir] = layers.owed[dir] - n as u64 + owed;
+    }
+    Ok(())
 }
 
-struct Received {
-    /// What lies in `wire`, carried bytes and new ones.
-    wire: (usize, usize),
-    end: bool,
-    more: bool,
+/// Sends the `n` bytes that lie in the slots of records.
+fn seal_and_send(
+    flow: &mut FlowState,
+    dir: Side,
+    bench: &mut Bench,
+    n: usize,
+    whole: bool,
+) -> Result<(), CloseReason> {
+    let Some(layers) = flow.layers.as_deref_mut() else { return Ok(()) };
+    let Some(codec) = &mut layers.codecs[1 - dir] else { return Ok(()) };
+    codec.encode(n, whole, &mut bench.out).map_err(|Broken| broken(1 - dir))?;
+    layers.owed[dir] += n as u64;
+    send_or_keep(flow, dir, bench.out.sealed())
+}
+
+/// Sends pieces as they lie, behind what waits already; keeps what does not fit.
+fn send_pieces(flow: &mut FlowState, dir: Side, received: &Received) -> Result<(), CloseReason> {
+    let mut sent = 0;
+    if flow.dirs[dir].pending.is_empty() {
+        let pieces = received.pieces.iter().map(|piece| &received.wire[piece.clone()]);
+        sent = match socket::send_from(&flow.socks[1 - dir].fd, pieces) {
+            Moved::Bytes(n) => n,
+            Moved::Blocked | Moved::End => 0,
+            Moved::Failed(_) => return Err(reset(1 - dir)),
+        };
+    }
+    for piece in &received.pieces {
+        let piece = &received.wire[piece.clone()];
+        let skip = sent.min(piece.len());
+        sent -= skip;
+        if skip < piece.len() {
+            stalled(flow, dir);
+            flow.dirs[dir].keep(&piece[skip..]);
+        }
+    }
+    Ok(())
+}
+
+/// The destination takes no more now: smaller reads, until it takes what they bring.
+fn stalled(flow: &mut FlowState, dir: Side) {
+    if std::mem::take(&mut flow.socks[1 - dir].writable)
+        && let Some(layers) = &mut flow.layers
+    {
+        layers.records[dir] = (layers.records[dir] / 2).max(1);
+    }
 }
 
 fn broken(side: Side) -> CloseReason {
@@ -416,7 +498,7 @@ fn send_or_keep(flow: &mut FlowState, dir: Side, bytes: &[u8]) -> Result<(), Clo
         };
     }
     if sent < bytes.len() {
-        flow.socks[1 - dir].writable = false;
+        stalled(flow, dir);
         flow.dirs[dir].keep(&bytes[sent..]);
     }
     Ok(())

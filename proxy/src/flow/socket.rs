@@ -1,11 +1,11 @@
 //! The system calls on sockets and pipes, with `EINTR` retried and nothing else hidden.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice as sys_splice};
-use nix::sys::socket::{MsgFlags, Shutdown, recv as sys_recv, send as sys_send, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, recv as sys_recv, recvmsg, send as sys_send, sendmsg, shutdown};
 
 /// What a non-blocking transfer came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,35 @@ pub(super) fn recv(from: &OwnedFd, into: &mut [u8]) -> Moved {
             Err(errno) => Moved::Failed(errno),
         };
     }
+}
+
+/// Receives into several places, one after the other.
+pub(super) fn recv_into<'a>(from: &OwnedFd, places: impl Iterator<Item = &'a mut [u8]>) -> Moved {
+    let mut places: Vec<IoSliceMut<'_>> = places.map(IoSliceMut::new).collect();
+    if let [one] = &mut places[..] {
+        return recv(from, one);
+    }
+    loop {
+        let received = recvmsg::<()>(from.as_raw_fd(), &mut places, None, MsgFlags::MSG_DONTWAIT);
+        return match received.map(|received| received.bytes) {
+            Ok(0) => Moved::End,
+            Ok(n) => Moved::Bytes(n),
+            Err(Errno::EINTR) => continue,
+            Err(Errno::EAGAIN) => Moved::Blocked,
+            Err(errno) => Moved::Failed(errno),
+        };
+    }
+}
+
+/// Sends what fits of several pieces, one after the other; never raises SIGPIPE. Of more than the kernel takes in one call
+/// (`UIO_MAXIOV`) the first.
+pub(super) fn send_from<'a>(to: &OwnedFd, pieces: impl Iterator<Item = &'a [u8]>) -> Moved {
+    let pieces: Vec<IoSlice<'_>> = pieces.take(libc::UIO_MAXIOV as usize).map(IoSlice::new).collect();
+    if let [one] = &pieces[..] {
+        return send(to, one);
+    }
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    moved(|| sendmsg::<()>(to.as_raw_fd(), &pieces, &[], flags, None))
 }
 
 /// Moves up to `len` bytes between a socket and a pipe. The socket must have `O_NONBLOCK` set: the kernel takes the

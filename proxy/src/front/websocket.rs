@@ -114,6 +114,7 @@ impl Stream {
         let Self { tls, decoder, text, data } = self;
         let (wire, connection, received, plain) = tls.into_parts();
         let web = WebSocket::new(Peer::Client, decoder, text, plain, ping);
-        Ok((Leg::WebSocket(wire.into_fd()?, Session::server(connection, received), Box::new(web)), data))
+        let session = Session::server(connection, received).map_err(std::io::Error::other)?;
+        Ok((Leg::WebSocket(wire.into_fd()?, session, Box::new(web)), data))
     }
 }

@@ -1,8 +1,10 @@
 //! TLS: policy, certificates and their reload, pinning by thumbprint, and the stream that never reads past its own end.
 
 pub mod certificate;
+pub mod outgoing;
 pub mod pin;
 mod policy;
+pub mod records;
 pub mod session;
 pub mod stream;
 pub mod thumbprint;
@@ -45,5 +47,7 @@ pub fn server_config(
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.alpn_protocols = Vec::new();
+    // For `Records`: after the hand-over the record layer is ours.
+    config.enable_secret_extraction = true;
     Ok(config)
 }

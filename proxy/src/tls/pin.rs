@@ -31,6 +31,8 @@ impl Pinned {
             .with_no_client_auth();
         // One connection per host certificate and ticket: nothing to resume, and no memory to keep for it.
         config.resumption = rustls::client::Resumption::disabled();
+        // For `Records`.
+        config.enable_secret_extraction = true;
         Ok(config)
     }
 }

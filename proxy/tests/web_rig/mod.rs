@@ -336,12 +336,13 @@ impl Identity {
         let cert =
             rcgen::CertificateParams::new(vec!["x.example".into()]).unwrap().self_signed(&key).unwrap();
         let provider = Policy::Modern.provider();
-        let server = ServerConfig::builder_with_provider(provider.clone())
+        let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(vec![cert.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
             .unwrap();
+        server.enable_secret_extraction = true;
         let client = Pinned::config(vec![Thumbprint::sha256(cert.der())], provider).unwrap();
         Self { server: Arc::new(server), client: Arc::new(client) }
     }
@@ -455,13 +456,13 @@ fn shake_hands(near: &TcpStream, far: &mut Far, client: bool, identity: &Identit
     if client {
         let connection = rustls::server::UnbufferedServerConnection::new(identity.server.clone()).unwrap();
         let (connection, rest) = run!(connection);
-        Session::server(connection, rest)
+        Session::server(connection, rest).unwrap()
     } else {
         let name = ServerName::try_from("x.example").unwrap();
         let connection =
             rustls::client::UnbufferedClientConnection::new(identity.client.clone(), name).unwrap();
         let (connection, rest) = run!(connection);
-        Session::client(connection, rest)
+        Session::client(connection, rest).unwrap()
     }
 }
 

@@ -107,17 +107,6 @@ pub fn mask(data: &mut [u8], key: [u8; 4], offset: u64) {
     }
 }
 
-/// Writes the header of a whole message right before `data[at..]`, which is masked where the header says so; returns
-/// where the frame begins. There must be [`HEADER_ROOM`] bytes before `at`.
-pub fn put_header(data: &mut [u8], at: usize, header: &FrameHeader) -> usize {
-    let (bytes, len) = header.bytes();
-    if let Some(key) = header.mask {
-        mask(&mut data[at..], key, 0);
-    }
-    data[at - len..at].copy_from_slice(&bytes[..len]);
-    at - len
-}
-
 /// Appends a control frame; `body` is cut at [`MAX_CONTROL`].
 pub fn put_control(out: &mut Vec<u8>, opcode: Opcode, body: &[u8], key: Option<[u8; 4]>) {
     let body = &body[..body.len().min(MAX_CONTROL)];

@@ -11,6 +11,6 @@ mod utf8;
 
 pub use close::{Close, CloseCode, Violation};
 pub use decoder::{Control, Decoder, Event, Peer};
-pub use frame::{FrameHeader, HEADER_ROOM, MAX_CONTROL, Opcode, mask, put_control, put_header};
+pub use frame::{FrameHeader, HEADER_ROOM, MAX_CONTROL, Opcode, mask, put_control};
 pub use handshake::{NotAccepted, Subprotocol, UpgradeError, accept_key, accepted, negotiate};
 pub use utf8::to_utf8;
