@@ -207,6 +207,20 @@ const NEEDS: &[Need] = &[
         from: Source::Apt(&["nginx", "libnginx-mod-stream"]),
     },
     Need {
+        what: "stunnel4",
+        why: "measured beside mksgate",
+        jobs: &[Job::Bench],
+        found: || find("stunnel4").is_some(),
+        from: Source::Apt(&["stunnel4"]),
+    },
+    Need {
+        what: "websockify",
+        why: "measured beside mksgate",
+        jobs: &[Job::Bench],
+        found: || find("websockify").is_some(),
+        from: Source::Apt(&["websockify"]),
+    },
+    Need {
         what: "a Rust compiler for BPF",
         why: "builds the XDP program",
         jobs: &[Job::Ebpf, Job::Test],

@@ -1,13 +1,23 @@
-//! A plain TCP relay on the flow engine: accept, connect, hand over. What the benchmark measures.
+//! A relay on the flow engine: accept, TLS and WebSocket where asked for, connect, hand over. What the benchmark measures.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::{Parser, ValueEnum};
-use mksgate::flow::{Driver, Engines, Flow, FlowConfig, FlowLimits, Leg, Mode};
+use mksgate::flow::{Driver, Engines, Flow, FlowConfig, FlowLimits, Leg, Mode, WebSocket};
+use mksgate::protocol::http::Head;
+use mksgate::protocol::websocket::{Decoder, Peer, negotiate};
+use mksgate::tls::{Policy, Presented, Session, TlsStream, certificate, server_config};
+use mksgate::wire::Wire;
+use rustls::ServerConfig;
+use rustls::server::UnbufferedServerConnection;
+
+/// How long a handshake may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, ValueEnum)]
 enum DriverName {
@@ -44,6 +54,15 @@ struct Args {
     /// Size of a pipe, bytes.
     #[arg(long)]
     pipe_bytes: Option<usize>,
+    /// End TLS here, with this certificate.
+    #[arg(long, requires = "key")]
+    certificate: Option<PathBuf>,
+    /// Its key.
+    #[arg(long)]
+    key: Option<PathBuf>,
+    /// Clients speak WebSocket.
+    #[arg(long, requires = "certificate")]
+    websocket: bool,
 }
 
 fn main() -> Result<()> {
@@ -64,27 +83,74 @@ fn main() -> Result<()> {
         pipe_bytes: args.pipe_bytes.unwrap_or(defaults.pipe_bytes),
         ..defaults
     };
+    let tls = match (&args.certificate, &args.key) {
+        (Some(certificate), Some(key)) => {
+            let provider = Policy::Modern.provider();
+            let certified = certificate::load(certificate, key, &provider)?;
+            Some(Arc::new(server_config(Policy::Modern, Presented::new(certified), None)?))
+        }
+        _ => None,
+    };
     let engines = Engines::start(&config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listener = TcpListener::bind(args.listen)?;
     println!("{}", listener.local_addr()?);
     for id in 0.. {
         let (client, _) = listener.accept()?;
-        if let Err(error) = relay(&engines, id, client, args.connect) {
-            eprintln!("connection {id}: {error}");
+        client.set_nodelay(true)?;
+        let leg = match &tls {
+            None => Ok((Leg::Raw(OwnedFd::from(client)), Vec::new())),
+            Some(tls) => {
+                let shaking = shake_hands(client, tls, args.websocket);
+                runtime.block_on(async { tokio::time::timeout(PATIENCE, shaking).await? })
+            }
+        };
+        if let Err(error) = leg.and_then(|leg| relay(&engines, id, leg, args.connect)) {
+            eprintln!("connection {id}: {error:#}");
         }
     }
     Ok(())
 }
 
-fn relay(engines: &Engines, id: u64, client: TcpStream, to: SocketAddr) -> Result<()> {
+/// TLS, and the upgrade to a WebSocket; returns what was received behind it.
+async fn shake_hands(client: TcpStream, tls: &Arc<ServerConfig>, websocket: bool) -> Result<(Leg, Vec<u8>)> {
+    client.set_nonblocking(true)?;
+    let wire = Wire::from_tokio(tokio::net::TcpStream::from_std(client)?);
+    let connection = UnbufferedServerConnection::new(Arc::clone(tls))?;
+    let mut stream = TlsStream::handshake(wire, connection, Vec::new()).await?;
+    let mut rest = Vec::new();
+    if websocket {
+        let (response, subprotocol) = loop {
+            let more = stream.read().await?;
+            ensure!(!more.is_empty(), "closed before a request");
+            rest.extend(more);
+            if let Some((head, len)) = Head::parse(&rest).map_err(|error| anyhow!("{error}"))? {
+                rest.drain(..len);
+                break negotiate(&head).context("no WebSocket")?;
+            }
+        };
+        stream.write_all(response.as_bytes()).await?;
+        ensure!(!subprotocol.is_text(), "text frames");
+    }
+    let (wire, connection, received, plain) = stream.into_parts();
+    let (socket, session) = (wire.into_fd()?, Session::server(connection, received)?);
+    rest.extend(plain);
+    if !websocket {
+        return Ok((Leg::Tls(socket, session), rest));
+    }
+    let decoder = Decoder::new(Peer::Client, false);
+    let web = WebSocket::new(Peer::Client, decoder, false, rest, None);
+    Ok((Leg::WebSocket(socket, session, Box::new(web)), Vec::new()))
+}
+
+fn relay(engines: &Engines, id: u64, (client, to_backend): (Leg, Vec<u8>), to: SocketAddr) -> Result<()> {
     let backend = TcpStream::connect(to)?;
-    client.set_nodelay(true)?;
     backend.set_nodelay(true)?;
     let flow = Flow {
         id,
-        client: Leg::Raw(OwnedFd::from(client)),
+        client,
         backend: Leg::Raw(OwnedFd::from(backend)),
-        to_backend: Vec::new(),
+        to_backend,
         to_client: Vec::new(),
         limits: FlowLimits {
             idle: Some(Duration::from_secs(3600)),

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use mksgate::ticket::{Claims, KeyRing, Target, TargetKind};
 use serde_json::Value;
 
+use super::terminator::Identity;
 use super::visitor::{Door, Way};
 use crate::run::process::{find, own};
 use crate::run::{Context, Process};
@@ -33,6 +34,11 @@ pub struct Appliance {
 impl Appliance {
     /// Starts it. On `cores` only, if any are named: it then has as many threads of each kind.
     pub fn start(context: &Context, cores: Option<&str>) -> Result<Self> {
+        Self::start_with(context, cores, None)
+    }
+
+    /// The same with this certificate and key in place of a self-signed one of its own.
+    pub fn start_with(context: &Context, cores: Option<&str>, identity: Option<&Identity>) -> Result<Self> {
         let program = match &context.options.mksgate {
             Some(program) => program.clone(),
             None => own("mksgate")?,
@@ -40,6 +46,10 @@ impl Appliance {
         let dir = tempfile::tempdir_in(context.dir())?.keep();
         quiet(Command::new(&program).args(["certificate", "--name", "console.example"]).arg(&dir))?;
         quiet(Command::new(&program).args(["ticket", "keygen"]).arg(dir.join("keys")))?;
+        if let Some(identity) = identity {
+            fs::copy(&identity.certificate, dir.join("cert.pem"))?;
+            fs::copy(&identity.key, dir.join("key.pem"))?;
+        }
         let config = dir.join("mksgate.toml");
         fs::write(&config, CONFIG)?;
         let mut command = match (cores, find("taskset")) {
@@ -77,6 +87,40 @@ impl Appliance {
 
     /// A way to a machine of `host`, with a new ticket that many consoles may share.
     pub fn way(&mut self, door: Door, host: &Esxi, vm: &str, host_ticket: &str) -> Result<Way> {
+        let target = Target {
+            kind: TargetKind::EsxiMks,
+            host: host.addr().ip().to_string(),
+            port: Some(host.addr().port()),
+            ticket: Some(host_ticket.into()),
+            cfg_file: None,
+            thumbprints: vec![host.thumbprint_sha256()],
+            tls: None,
+        };
+        let ticket = self.mint(vm, target)?;
+        let address = if door == Door::Authd { self.authd } else { self.tls };
+        Ok(Way { door, address, ticket: ticket.into(), vm: vm.into() })
+    }
+
+    /// Where the doors behind TLS are.
+    pub fn tls(&self) -> SocketAddr {
+        self.tls
+    }
+
+    /// A new ticket for a machine on a plain VNC server.
+    pub fn vnc_ticket(&mut self, server: SocketAddr) -> Result<String> {
+        let target = Target {
+            kind: TargetKind::Vnc,
+            host: server.ip().to_string(),
+            port: Some(server.port()),
+            ticket: None,
+            cfg_file: None,
+            thumbprints: vec![],
+            tls: None,
+        };
+        self.mint("vnc", target)
+    }
+
+    fn mint(&mut self, vm: &str, target: Target) -> Result<String> {
         self.minted += 1;
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let claims = Claims {
@@ -89,23 +133,13 @@ impl Appliance {
             tenant: TENANT.into(),
             user: "bench".into(),
             vm: vm.into(),
-            target: Target {
-                kind: TargetKind::EsxiMks,
-                host: host.addr().ip().to_string(),
-                port: Some(host.addr().port()),
-                ticket: Some(host_ticket.into()),
-                cfg_file: None,
-                thumbprints: vec![host.thumbprint_sha256()],
-                tls: None,
-            },
+            target,
             source: None,
             max_connections: None,
             session_seconds: None,
             view_only: false,
         };
-        let ticket = self.keys.seal(&claims).context("sealing a ticket")?;
-        let address = if door == Door::Authd { self.authd } else { self.tls };
-        Ok(Way { door, address, ticket: ticket.into(), vm: vm.into() })
+        self.keys.seal(&claims).context("sealing a ticket")
     }
 
     /// The output of `mksgate ARGS`, asked of this appliance.

@@ -47,7 +47,18 @@ impl Bulk {
     /// Runs one round of `seconds` through a contender.
     pub fn run(self, through: &Running, listener: &TcpListener, seconds: f64) -> Result<BulkRound> {
         let ends = wire::connect(through.address, listener, self.flows)?;
-        if let Some(pid) = through.pid() {
+        self.flood(through.pid(), ends, seconds)
+    }
+
+    /// The same with connections that stand already, both ends non-blocking. What the client gets is counted as it comes on
+    /// the wire.
+    pub fn flood(
+        self,
+        pid: Option<u32>,
+        ends: Vec<(TcpStream, TcpStream)>,
+        seconds: f64,
+    ) -> Result<BulkRound> {
+        if let Some(pid) = pid {
             pin(pid, 0..cores());
         }
         let (clients, backends): (Vec<_>, Vec<_>) = ends.into_iter().unzip();
@@ -61,9 +72,9 @@ impl Bulk {
             thread::spawn(move || receive(&clients, &got, &stop).map(|()| clients))
         };
         thread::sleep(Duration::from_secs_f64((seconds / 4.0).min(0.5)));
-        let (before, sent) = (Reading::take(through.pid()), got.load(Relaxed));
+        let (before, sent) = (Reading::take(pid), got.load(Relaxed));
         thread::sleep(Duration::from_secs_f64(seconds));
-        let (after, bytes) = (Reading::take(through.pid()), got.load(Relaxed) - sent);
+        let (after, bytes) = (Reading::take(pid), got.load(Relaxed) - sent);
         stop.store(true, Relaxed);
         let ends = [sender.join(), receiver.join()];
         for end in ends {

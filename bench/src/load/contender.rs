@@ -139,10 +139,7 @@ pub fn haproxy(relays: &[(SocketAddr, SocketAddr)]) -> String {
 }
 
 fn nginx(listen: SocketAddr, backend: SocketAddr, dir: &Path) -> String {
-    let module =
-        ["/usr/lib/nginx/modules/ngx_stream_module.so", "/usr/lib64/nginx/modules/ngx_stream_module.so"];
-    let load = module.into_iter().find(|file| Path::new(file).is_file());
-    let load = load.map(|file| format!("load_module {file};\n")).unwrap_or_default();
+    let load = stream_module();
     format!(
         "{load}daemon off;\nmaster_process off;\nworker_processes 1;\npid {};\nerror_log stderr crit;\n\
          events {{ worker_connections 16384; }}\n\
@@ -159,4 +156,12 @@ fn relay(backend: SocketAddr, driver: &str, mode: &str, dir: &Path) -> Result<(S
     let line = process.first_line()?;
     let address = line.parse().with_context(|| format!("the relay says {line:?}"))?;
     Ok((address, process))
+}
+
+/// What loads nginx's stream module, where it is not built in.
+pub(super) fn stream_module() -> String {
+    let module =
+        ["/usr/lib/nginx/modules/ngx_stream_module.so", "/usr/lib64/nginx/modules/ngx_stream_module.so"];
+    let found = module.into_iter().find(|file| Path::new(file).is_file());
+    found.map(|file| format!("load_module {file};\n")).unwrap_or_default()
 }

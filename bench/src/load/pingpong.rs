@@ -2,7 +2,9 @@
 //!
 //! One thread is all clients and all backends: it runs on a core that the proxy does not.
 
+use std::io;
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -46,16 +48,21 @@ impl PingPong {
     /// Runs one round of `seconds` through a contender.
     pub fn run(self, through: &Running, listener: &TcpListener, seconds: f64) -> Result<PingPongRound> {
         let ends = wire::connect(through.address, listener, self.flows)?;
-        if let (Some(pid), 2..) = (through.pid(), cores()) {
+        Self::play(through.pid(), ends, seconds)
+    }
+
+    /// The same with connections that stand already.
+    pub fn play<C: End>(pid: Option<u32>, ends: Vec<(C, TcpStream)>, seconds: f64) -> Result<PingPongRound> {
+        if let (Some(pid), 2..) = (pid, cores()) {
             pin(pid, [0]);
             pin_self(1..cores());
         }
         let round = Table::new(ends).and_then(|mut table| {
             table.play(Duration::from_secs_f64((seconds / 4.0).min(0.5)), None)?;
             let mut times = Histogram::new_with_bounds(1, 60_000_000_000, 3)?;
-            let before = Reading::take(through.pid());
+            let before = Reading::take(pid);
             let trips = table.play(Duration::from_secs_f64(seconds), Some(&mut times))? as f64;
-            let cost = before.until(&Reading::take(through.pid()));
+            let cost = before.until(&Reading::take(pid));
             let quantile = |q| times.value_at_quantile(q) as f64 / 1e3;
             Ok(PingPongRound {
                 per_s: trips / cost.wall,
@@ -72,21 +79,39 @@ impl PingPong {
     }
 }
 
-struct Table {
-    ends: Vec<(TcpStream, TcpStream)>,
+/// A client's end of a flow, non-blocking.
+pub trait End: AsFd {
+    /// Sends a message, which always fits.
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Receives what is there; 0: nothing. The end of the stream is an error.
+    fn get(&mut self, into: &mut [u8]) -> io::Result<usize>;
+}
+
+impl End for TcpStream {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        wire::put(self, bytes).map(drop)
+    }
+
+    fn get(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        wire::get(self, into)
+    }
+}
+
+struct Table<C> {
+    ends: Vec<(C, TcpStream)>,
     sent: Vec<Instant>,
     epoll: Epoll,
     events: Vec<EpollEvent>,
 }
 
-impl Table {
+impl<C: End> Table<C> {
     /// Watches all ends and serves on every flow.
-    fn new(ends: Vec<(TcpStream, TcpStream)>) -> Result<Self> {
+    fn new(mut ends: Vec<(C, TcpStream)>) -> Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        for (n, (client, backend)) in ends.iter().enumerate() {
-            epoll.add(client, EpollEvent::new(EpollFlags::EPOLLIN, n as u64 * 2))?;
-            epoll.add(backend, EpollEvent::new(EpollFlags::EPOLLIN, n as u64 * 2 + 1))?;
-            wire::put(client, &MESSAGE)?;
+        for (n, (client, backend)) in ends.iter_mut().enumerate() {
+            epoll.add(&*client, EpollEvent::new(EpollFlags::EPOLLIN, n as u64 * 2))?;
+            epoll.add(&*backend, EpollEvent::new(EpollFlags::EPOLLIN, n as u64 * 2 + 1))?;
+            client.put(&MESSAGE)?;
         }
         let events = vec![EpollEvent::empty(); 256];
         Ok(Self { sent: vec![Instant::now(); ends.len()], ends, epoll, events })
@@ -104,10 +129,10 @@ impl Table {
             }
             for event in &self.events[..n] {
                 let (flow, back) = (event.data() as usize / 2, event.data() % 2 == 0);
-                let (client, backend) = &self.ends[flow];
-                let end = if back { client } else { backend };
+                let (client, backend) = &mut self.ends[flow];
                 // 32 bytes are never split on loopback; if they were, the next turn would count them.
-                if wire::get(end, &mut message).context("a flow broke")? < message.len() {
+                let got = if back { client.get(&mut message) } else { backend.get(&mut message) };
+                if got.context("a flow broke")? < message.len() {
                     continue;
                 }
                 if back {
@@ -117,7 +142,8 @@ impl Table {
                     }
                     self.sent[flow] = Instant::now();
                 }
-                wire::put(end, &MESSAGE)?;
+                let (client, backend) = &mut self.ends[flow];
+                if back { client.put(&MESSAGE)? } else { backend.put(&MESSAGE)? }
             }
         }
     }

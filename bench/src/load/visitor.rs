@@ -83,8 +83,12 @@ enum Layer {
 
 /// TLS of all clients: any certificate, no resumption, so that every handshake is a full one.
 pub fn client_config() -> io::Result<Arc<ClientConfig>> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    client_config_with(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// The same with these suites and curves.
+pub fn client_config_with(provider: rustls::crypto::CryptoProvider) -> io::Result<Arc<ClientConfig>> {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
         .dangerous()

@@ -25,6 +25,7 @@ pub mod idle;
 pub mod latency;
 pub mod scale;
 pub mod sessions;
+pub mod tls;
 
 use anyhow::Result;
 
@@ -59,7 +60,12 @@ pub const ALL: &[Suite] = &[
         peers: &["haproxy", "nginx"],
         run: Some(idle::run),
     },
-    Suite { name: "tls", about: "handshakes and layered bulk", peers: &[], run: None },
+    Suite {
+        name: "tls",
+        about: "TLS and WebSocket in, plain TCP out: bulk, ping-pong, idle sessions, handshakes",
+        peers: &["haproxy", "nginx", "stunnel", "websockify"],
+        run: Some(tls::run),
+    },
     Suite {
         name: "sessions",
         about: "whole consoles per second and core",
