@@ -55,6 +55,29 @@ pub struct Look {
 }
 
 impl Look {
+    /// What [`syn`] wants to know of a SYN, in one word: it crosses a call of the XDP program in a register.
+    #[inline(always)]
+    pub const fn pack(&self) -> u64 {
+        self.l3 as u64
+            | (self.l4 as u64) << 8
+            | (self.length as u64) << 24
+            | (self.v6 as u64) << 40
+            | (self.answerable as u64) << 41
+    }
+
+    /// The look at a SYN that was packed; the masks are bounds for the verifier.
+    #[inline(always)]
+    pub const fn unpack(word: u64) -> Look {
+        Look {
+            kind: Kind::Syn,
+            l3: (word & 0x1f) as u32,
+            l4: (word >> 8 & 0x3fff) as u32,
+            length: (word >> 24 & 0xffff) as u32,
+            v6: word >> 40 & 1 != 0,
+            answerable: word >> 41 & 1 != 0,
+        }
+    }
+
     #[inline(always)]
     const fn other(kind: Kind) -> Look {
         Look { kind, l3: 0, l4: 0, length: 0, v6: false, answerable: false }

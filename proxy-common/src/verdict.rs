@@ -10,7 +10,7 @@
 use crate::{
     bucket::{self, Cell},
     map::{Address, BALANCER, Destination, Globals, Learned, Source, SourceKey, Tenant, shared},
-    packet::{self, Frame, Kind, Syn},
+    packet::{self, Frame, Kind, Look, Syn},
 };
 
 /// What becomes of a packet. The numbers are indexes of counters.
@@ -154,19 +154,21 @@ impl Judgement {
         Judgement { verdict: Verdict::Unprotected, tenant: 0, now: 0, reset: false, event: false };
 }
 
-/// The verdict on a frame that is not a SYN, or `None` for one that is.
+/// The verdict on a frame that is not a SYN, or the look at one that is.
 ///
-/// The kernel asks this first: for the packets of established connections nothing else of the reader is kept, and the
-/// SYN's own path is a function apart that looks at the frame again.
+/// # Errors
+/// It is a SYN: the kernel's program judges it in a function apart, so that the packets of established connections keep
+/// nothing else of the reader.
 #[inline(always)]
-pub fn unless_syn<F: Frame + ?Sized>(frame: &F) -> Option<Verdict> {
-    match packet::look(frame).kind {
-        Kind::Syn => None,
-        Kind::Established => Some(Verdict::Established),
-        Kind::NotIp => Some(Verdict::NotIp),
-        Kind::OtherProtocol => Some(Verdict::OtherProtocol),
-        Kind::LaterFragment => Some(Verdict::LaterFragment),
-        Kind::Unparsable => Some(Verdict::Unparsable),
+pub fn unless_syn<F: Frame + ?Sized>(frame: &F) -> Result<Verdict, Look> {
+    let look = packet::look(frame);
+    match look.kind {
+        Kind::Syn => Err(look),
+        Kind::Established => Ok(Verdict::Established),
+        Kind::NotIp => Ok(Verdict::NotIp),
+        Kind::OtherProtocol => Ok(Verdict::OtherProtocol),
+        Kind::LaterFragment => Ok(Verdict::LaterFragment),
+        Kind::Unparsable => Ok(Verdict::Unparsable),
     }
 }
 

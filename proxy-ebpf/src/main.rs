@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 use mksgate_common::{
     map::Event,
-    packet::{self, Frame, Syn},
+    packet::{self, Frame, Look, Syn},
     reset,
     verdict::{self, Judgement, Verdict},
 };
@@ -46,20 +46,20 @@ pub fn mksgate_empty(_ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn gate<const FRAGS: bool>(ctx: &XdpContext) -> u32 {
     match verdict::unless_syn(&Linear::of(ctx)) {
-        Some(verdict) => {
+        Ok(verdict) => {
             count(verdict);
             XDP_PASS
         }
-        None => gate_syn::<FRAGS>(ctx.ctx),
+        Err(look) => gate_syn::<FRAGS>(ctx.ctx, look.pack()),
     }
 }
 
 /// A function apart, so that its registers and its stack cost the other packets nothing.
 #[inline(never)]
-fn gate_syn<const FRAGS: bool>(ctx: *mut xdp_md) -> u32 {
+fn gate_syn<const FRAGS: bool>(ctx: *mut xdp_md, look: u64) -> u32 {
     let ctx = &XdpContext::new(ctx);
     let frame = Linear::of(ctx);
-    let Some(syn) = packet::syn(&frame, &packet::look(&frame)) else {
+    let Some(syn) = packet::syn(&frame, &Look::unpack(look)) else {
         count(Verdict::Unparsable);
         return XDP_PASS;
     };

@@ -111,7 +111,7 @@ fn a_hundred_thousand_packets_get_the_same_verdict() {
 
 /// The verdict, and the packet that is sent back.
 fn expectation(packet: &[u8], memory: &Memory) -> (Verdict, Option<Vec<u8>>) {
-    if let Some(verdict) = verdict::unless_syn(packet) {
+    if let Ok(verdict) = verdict::unless_syn(packet) {
         return (verdict, None);
     }
     let syn = packet::syn(packet, &packet::look(packet)).unwrap();

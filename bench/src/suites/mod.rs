@@ -26,6 +26,7 @@ pub mod latency;
 pub mod scale;
 pub mod sessions;
 pub mod tls;
+pub mod xdp;
 
 use anyhow::Result;
 
@@ -86,7 +87,7 @@ pub const ALL: &[Suite] = &[
     },
     Suite { name: "splice", about: "six ways to move bytes between two sockets", peers: &[], run: None },
     Suite { name: "vcenter", about: "consoles by way of a vCenter", peers: &[], run: None },
-    Suite { name: "xdp", about: "ns per packet of the XDP program", peers: &[], run: None },
+    Suite { name: "xdp", about: "ns per packet of the XDP program", peers: &[], run: Some(xdp::run) },
     Suite { name: "flood", about: "a tenant's set-up latency during floods", peers: &[], run: None },
     Suite { name: "soak", about: "churn with faults: does anything leak?", peers: &[], run: None },
 ];

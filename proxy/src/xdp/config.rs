@@ -160,9 +160,16 @@ impl XdpSection {
     }
 }
 
-/// A rate of which 0 means no limit.
+/// Ticks of the kernel's coarse clock in a second, at the least (CONFIG_HZ).
+const TICKS: u32 = 100;
+
+/// A rate of which 0 means no limit. The burst is what comes in a tick of the program's clock at the least: a smaller one
+/// would let fewer through than the rate says.
 pub(crate) fn rate(per_second: u32, burst: u32) -> Rate {
-    if per_second == 0 { Rate::UNLIMITED } else { Rate::per_second(per_second, burst) }
+    if per_second == 0 {
+        return Rate::UNLIMITED;
+    }
+    Rate::per_second(per_second, burst.max(per_second.div_ceil(TICKS)))
 }
 
 fn range(
@@ -221,6 +228,12 @@ mod tests {
         assert_eq!(config.interfaces, ["eth0", "bond1.100"]);
         assert_eq!((config.mode, config.limits.on_limit), (Mode::Native, OnLimit::Reset));
         assert_eq!(config.limits.global, Rate::per_second(1000, 100));
+    }
+
+    #[test]
+    fn a_burst_covers_a_tick_of_the_clock() {
+        assert_eq!(rate(20, 1), Rate::per_second(20, 1));
+        assert_eq!(rate(5000, 1), Rate::per_second(5000, 50));
     }
 
     #[test]

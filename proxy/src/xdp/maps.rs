@@ -18,7 +18,7 @@ use mksgate_common::map::{
 
 use super::{
     attach::PROGRAMS,
-    counters::{CounterReport, TenantReport},
+    counters::{CounterReport, TenantReport, source_key},
     error::GateError,
     policy::{Plan, Policy},
 };
@@ -283,6 +283,15 @@ impl Program {
             self.publish_globals()?;
         }
         Ok(())
+    }
+
+    /// Makes a source known as a tenant's until `expires`, for measurements; [`Gate::learn`](super::Gate::learn) knows what
+    /// was learned before.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn make_known(&mut self, source: IpAddr, tenant: u32, expires: u64) -> Result<(), MapError> {
+        self.learn(source_key(source), Learned { expires, tenant, pad: 0 })
     }
 
     /// Every known source.
