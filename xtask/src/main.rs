@@ -3,9 +3,11 @@
 mod demo;
 mod dist;
 mod ebpf;
+mod fuzz;
 mod setup;
 mod sh;
 mod tasks;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -55,6 +57,10 @@ enum Task {
     Dist,
     /// Formatting, clippy, licences and duplicate dependencies.
     Lint,
+    /// Run the fuzz targets for a while.
+    Fuzz(fuzz::Args),
+    /// Load, attach and try the XDP gate on Debian's Linux 6.1, in QEMU without KVM.
+    Vm(vm::Args),
     /// Build optimised and measure; arguments go to the `bench` binary.
     #[command(disable_help_flag = true)]
     Bench {
@@ -74,6 +80,8 @@ fn main() -> ExitCode {
         Task::Test { args } => tasks::test(&args),
         Task::Dist => dist::run(),
         Task::Lint => tasks::lint(),
+        Task::Fuzz(args) => fuzz::run_targets(&args),
+        Task::Vm(args) => vm::run_tests(&args),
         Task::Bench { args } => tasks::bench(&args),
     };
     match done {

@@ -32,6 +32,8 @@ pub enum Job {
     Dist,
     /// The XDP program
     Ebpf,
+    /// `cargo xtask vm`
+    Vm,
 }
 
 /// One thing that may be missing.
@@ -58,8 +60,8 @@ enum Source {
 const NEEDS: &[Need] = &[
     Need {
         what: "qemu-system-x86_64",
-        why: "a real machine's screen",
-        jobs: &[Job::DemoQemu, Job::Test],
+        why: "a real machine's screen; another kernel",
+        jobs: &[Job::DemoQemu, Job::Test, Job::Vm],
         found: || find("qemu-system-x86_64").is_some(),
         from: Source::Apt(&["qemu-system-x86"]),
     },
@@ -69,6 +71,13 @@ const NEEDS: &[Need] = &[
         jobs: &[Job::Test],
         found: || find("nmap").is_some(),
         from: Source::Apt(&["nmap"]),
+    },
+    Need {
+        what: "busybox",
+        why: "the first programs of the machine with another kernel",
+        jobs: &[Job::Test, Job::Vm],
+        found: || find("busybox").is_some(),
+        from: Source::Apt(&["busybox-static"]),
     },
     Need {
         what: "ip and ss",
@@ -223,21 +232,21 @@ const NEEDS: &[Need] = &[
     Need {
         what: "a Rust compiler for BPF",
         why: "builds the XDP program",
-        jobs: &[Job::Ebpf, Job::Test],
+        jobs: &[Job::Ebpf, Job::Test, Job::Vm],
         found: || nightly_source() || debian_source(),
         from: Source::Apt(&["rustc-web", "rust-web-src"]),
     },
     Need {
         what: "LLVM 22",
         why: "bpf-linker is built with it; it must be at least the BPF compiler's",
-        jobs: &[Job::Ebpf, Job::Test],
+        jobs: &[Job::Ebpf, Job::Test, Job::Vm],
         found: || find("bpf-linker").is_some() || Path::new(LLVM).exists(),
         from: Source::Apt(&["llvm-22-dev"]),
     },
     Need {
         what: "bpf-linker",
         why: "links the XDP program",
-        jobs: &[Job::Ebpf, Job::Test],
+        jobs: &[Job::Ebpf, Job::Test, Job::Vm],
         found: || find("bpf-linker").is_some(),
         from: Source::Cargo(&[
             "bpf-linker",

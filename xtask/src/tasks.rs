@@ -4,8 +4,10 @@ use anyhow::Result;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::ebpf;
+use crate::fuzz;
 use crate::setup::{self, Job};
 use crate::sh::{cargo, run, target};
+use crate::vm;
 
 /// The appliance, optimised; with the XDP program and the console page where what they need is there or can be had.
 pub fn build() -> Result<()> {
@@ -25,6 +27,8 @@ pub fn test(args: &[String]) -> Result<()> {
     raise_open_files();
     if args.is_empty() {
         run(cargo().args(["test", "--doc", "--workspace", "--quiet", "--locked"]))?;
+        fuzz::run_targets(&fuzz::Args::brief())?;
+        vm::run_tests(&vm::Args::quick())?;
     }
     run(cargo()
         .args(["nextest", "run", "--locked"])
