@@ -1,4 +1,5 @@
 //! The real binary behind the wire: the appliance and a simulated host inside, clients outside.
+#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses its part of it")]
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpStream};
