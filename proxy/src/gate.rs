@@ -1,25 +1,26 @@
 //! What every thread of the appliance shares: the configuration in force and the one instance of everything that counts.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 
-use crate::admission::{Sources, Tenants};
+use crate::admission::{Admission, Denied, Sources, Tenants};
 use crate::audit::Audit;
 use crate::backend::vcenter::Vcenters;
 use crate::config::Config;
 use crate::desk::Desk;
 use crate::flow::Engines;
-use crate::metrics::{Door, Metrics};
+use crate::metrics::{Door, Metrics, Stage};
 use crate::sdk::SdkSessions;
 use crate::session::{CloseReason, Registry, Session};
-use crate::ticket::Tickets;
+use crate::ticket::{Permit, TicketError, Tickets};
 use crate::tls::Presented;
+use crate::upgrade::Succession;
 use crate::xdp::Shed;
 
 /// The appliance.
@@ -60,6 +61,18 @@ pub struct Gate {
     pub headers_pending: AtomicUsize,
     /// No new session is let in.
     pub draining: AtomicBool,
+    /// The processes before and after this one.
+    pub succession: Succession,
+}
+
+/// Why a ticket brought no permit, or a permit no slots.
+pub enum NotAdmitted {
+    /// The ticket.
+    Ticket(TicketError),
+    /// The appliance lets nobody in any more.
+    Draining(Option<Permit>),
+    /// A limit of the tenant.
+    Limit(Permit, Denied),
 }
 
 /// Ports of the doors: those that are listened on.
@@ -112,6 +125,33 @@ impl Gate {
             Some(CloseReason::TenantRemoved)
         } else {
             None
+        }
+    }
+
+    /// Opens a ticket from `source` and takes the slots of its tenant and user.
+    pub fn admit(&self, sealed: &str, source: IpAddr) -> Result<(Permit, Admission), NotAdmitted> {
+        // Another process writes down the next use of any ticket, once it has the table.
+        let heir = self.succession.heir();
+        if heir.is_some() {
+            return Err(NotAdmitted::Draining(None));
+        }
+        let began = Instant::now();
+        let opened = self.tickets.open(sealed, source, SystemTime::now());
+        self.metrics.record(Stage::Ticket, began.elapsed());
+        let permit = opened.map_err(NotAdmitted::Ticket)?;
+        if self.is_draining() {
+            return Err(NotAdmitted::Draining(Some(permit)));
+        }
+        match self.tenants.admit(permit.tenant(), permit.user(), Instant::now()) {
+            Ok(admission) => Ok((permit, admission)),
+            Err(denied) => Err(NotAdmitted::Limit(permit, denied)),
+        }
+    }
+
+    /// Ends a session for `reason`, in whatever process its flow is.
+    pub fn close(&self, id: u64, reason: CloseReason) {
+        if !self.succession.elders.close(id, reason) {
+            self.engines.close(id, reason);
         }
     }
 

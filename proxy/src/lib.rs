@@ -20,5 +20,6 @@ pub mod session;
 mod sys;
 pub mod ticket;
 pub mod tls;
+pub mod upgrade;
 pub mod wire;
 pub mod xdp;

@@ -60,3 +60,17 @@ pub fn watched(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     // of the type it registers; no safe constructor is left that is not deprecated.
     unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(Into::into)
 }
+
+/// Takes the standard input out of the way, which is a socket that was given to this process; /dev/null takes its place.
+pub fn take_stdin() -> io::Result<OwnedFd> {
+    let stdin = std::os::fd::AsFd::as_fd(&io::stdin()).try_clone_to_owned()?;
+    nix::unistd::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+    Ok(stdin)
+}
+
+/// Takes over descriptors that came by SCM_RIGHTS.
+pub fn received(fds: Vec<std::os::fd::RawFd>) -> Vec<OwnedFd> {
+    // SAFETY: recvmsg(2) has just opened each of them for this process, and `nix` hands the bare numbers out once; nobody
+    // else knows them. No safe crate in use gives owned ones.
+    fds.into_iter().map(|fd| unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) }).collect()
+}

@@ -112,6 +112,7 @@ mod described {
             ("POST", "/v1/tickets/revoke", r#"{"jti":"t-1","tenant":"acme"}"#, 400),
             ("POST", "/v1/tickets/revoke", &long, 413),
             ("POST", "/v1/reload", "", 422),
+            ("POST", "/v1/upgrade", "", 409),
             ("POST", "/v1/drain", r#"{"seconds":-1}"#, 400),
             ("POST", "/v1/drain", &long, 413),
         ] {

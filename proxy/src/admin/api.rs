@@ -20,7 +20,7 @@ use super::error::{ApiError, SEE_OPENAPI};
 use super::peer::Peer;
 use super::{
     Admin, Closed, Drained, Failure, HistView, Reloaded, RevokeRequest, SessionList, SourceList, StatusView,
-    TenantList, TenantView,
+    TenantList, TenantView, Upgraded,
 };
 use crate::metrics;
 use crate::session::{Selector, rfc3339};
@@ -68,6 +68,7 @@ impl Routes {
             ("GET", "/v1/xdp/sources", get(xdp_sources)),
             ("GET", "/v1/hist", get(hist)),
             ("POST", "/v1/reload", post(reload)),
+            ("POST", "/v1/upgrade", post(upgrade)),
             ("POST", "/v1/drain", post(drain)),
             ("GET", "/openapi.json", get(openapi)),
         ]
@@ -326,6 +327,15 @@ async fn reload(State(admin): State<Admin>, Extension(peer): Extension<Option<Pe
         .await?
         .map(Json)
         .map_err(|failure| ApiError(StatusCode::UNPROCESSABLE_ENTITY, failure))
+}
+
+async fn upgrade(State(admin): State<Admin>, Extension(peer): Extension<Option<Peer>>) -> Answer<Upgraded> {
+    tracing::info!(by = by(peer), "an operator asked for an upgrade");
+    let control = admin.control.clone();
+    off_thread(move || control.upgrade())
+        .await?
+        .map(Json)
+        .map_err(|failure| ApiError(StatusCode::CONFLICT, failure))
 }
 
 #[derive(Default, Deserialize)]

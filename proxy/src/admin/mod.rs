@@ -18,7 +18,7 @@ pub use error::Failure;
 pub use server::{AdminConfig, AdminError, Server};
 pub use types::{
     Closed, Drained, HistView, Reloaded, RevokeRequest, ServiceState, ServiceStatus, SessionList, SourceList,
-    StatusView, TenantLimits, TenantList, TenantView,
+    StatusView, TenantLimits, TenantList, TenantView, Upgraded,
 };
 
 use crate::metrics::Metrics;
@@ -60,6 +60,12 @@ pub trait Control: Send + Sync + 'static {
     /// # Errors
     /// The new configuration is not valid; the old one stays in force.
     fn reload(&self) -> Result<Reloaded, Failure>;
+
+    /// Starts the program that is installed now and lets it take over sockets and consoles. Runs on a helper thread.
+    ///
+    /// # Errors
+    /// The new process does not start; this one goes on.
+    fn upgrade(self: Arc<Self>) -> Result<Upgraded, Failure>;
 
     /// Accepts nothing more; closes what is left after `within`, or after the configured time. Calling it again only moves the
     /// deadline.

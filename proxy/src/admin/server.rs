@@ -3,7 +3,9 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::net;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +23,7 @@ use tokio::task::JoinSet;
 use super::Admin;
 use super::api::{forbidden_router, loopback_router, router};
 use super::peer::{Peer, is_allowed};
+use crate::upgrade::means;
 
 /// Connections at once on each listener; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 64;
@@ -107,7 +110,7 @@ pub struct Server {
     socket: UnixListener,
     metrics: Option<TcpListener>,
     /// Removes the socket at the end.
-    _file: SocketFile,
+    file: SocketFile,
     limits: Limits,
     admin: Admin,
     uids: Arc<[u32]>,
@@ -126,22 +129,51 @@ impl Server {
     /// # Errors
     /// The socket or the port cannot be had, or the port is not on loopback.
     pub async fn bind(config: AdminConfig, admin: Admin) -> Result<Self, AdminError> {
+        Self::bind_or_inherit(config, admin, (None, None)).await
+    }
+
+    /// Listens on sockets that another process had, where the configuration means them; else on sockets of its own.
+    ///
+    /// # Errors
+    /// As [`Server::bind`].
+    pub(crate) async fn bind_or_inherit(
+        config: AdminConfig,
+        admin: Admin,
+        (socket, metrics): (Option<net::UnixListener>, Option<std::net::TcpListener>),
+    ) -> Result<Self, AdminError> {
         let metrics = match config.metrics {
             Some(addr) if !addr.ip().is_loopback() => return Err(AdminError::NotLoopback(addr)),
             Some(addr) => {
-                Some(TcpListener::bind(addr).await.map_err(|source| AdminError::Port { addr, source })?)
+                let port = |source| AdminError::Port { addr, source };
+                let held = metrics.filter(|held| held.local_addr().is_ok_and(|held| means(addr, held)));
+                Some(match held {
+                    Some(held) => TcpListener::from_std(held).map_err(port)?,
+                    None => TcpListener::bind(addr).await.map_err(port)?,
+                })
             }
             None => None,
         };
-        remove_stale(&config.socket).await?;
         let wrap = |source| AdminError::Socket { path: config.socket.clone(), source };
-        let socket = UnixListener::bind(&config.socket).map_err(wrap)?;
+        let name = |socket: &net::UnixListener| Some(socket.local_addr().ok()?.as_pathname()?.to_owned());
+        let socket = match socket.map(|socket| (name(&socket), socket)) {
+            Some((Some(name), socket)) if same_file(&name, &config.socket) => {
+                UnixListener::from_std(socket).map_err(wrap)?
+            }
+            other => {
+                if let Some((Some(name), _)) = other {
+                    // Nobody would answer there any more.
+                    let _ = fs::remove_file(name);
+                }
+                remove_stale(&config.socket).await?;
+                UnixListener::bind(&config.socket).map_err(wrap)?
+            }
+        };
         let file = SocketFile::new(&config.socket).map_err(wrap)?;
         restrict(&config)?;
         Ok(Self {
             socket,
             metrics,
-            _file: file,
+            file,
             limits: Limits { head: config.head_timeout, request: config.request_timeout },
             admin,
             uids: config.uids.into(),
@@ -154,8 +186,21 @@ impl Server {
         self.metrics.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
+    /// More descriptors of its sockets, for a process that takes over.
+    pub(crate) fn duplicates(&self) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+        let metrics = self.metrics.as_ref().map(|port| port.as_fd().try_clone_to_owned()).transpose()?;
+        Ok((self.socket.as_fd().try_clone_to_owned()?, metrics))
+    }
+
     /// Serves until it is dropped.
     pub async fn run(self) {
+        self.run_until(std::future::pending()).await;
+    }
+
+    /// Serves until another process does on the same sockets: then accepts nothing more, leaves the socket's name where it
+    /// is, and finishes the requests under way.
+    pub(crate) async fn run_until(mut self, replaced: impl Future<Output = ()>) {
+        let mut replaced = std::pin::pin!(replaced);
         let router = router(self.admin.clone(), self.limits.request);
         let loopback = loopback_router(self.admin.clone(), self.limits.request);
         let (slots, loopback_slots) =
@@ -178,8 +223,12 @@ impl Server {
                     Err(error) => pause(&error).await,
                 },
                 Some(_) = connections.join_next() => {}
+                () = &mut replaced => break,
             }
         }
+        self.file.keep();
+        drop((self.socket, self.metrics));
+        while connections.join_next().await.is_some() {}
     }
 }
 
@@ -276,6 +325,19 @@ impl SocketFile {
         let meta = fs::symlink_metadata(path)?;
         Ok(Self { path: path.to_owned(), device_and_inode: (meta.dev(), meta.ino()) })
     }
+}
+
+impl SocketFile {
+    /// It is another process's from now on.
+    fn keep(&mut self) {
+        self.device_and_inode = (0, 0);
+    }
+}
+
+/// Whether two names lead to one socket.
+fn same_file(a: &Path, b: &Path) -> bool {
+    let identity = |path: &Path| fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    identity(a).is_some_and(|a| Some(a) == identity(b))
 }
 
 impl Drop for SocketFile {

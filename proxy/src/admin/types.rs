@@ -34,6 +34,12 @@ pub struct ServiceStatus {
     pub flow_driver: String,
     /// Flow engine threads.
     pub flow_threads: usize,
+    /// Whether another program lies where this one was started from: `mksgate upgrade` would start it.
+    #[serde(default)]
+    pub program_replaced: bool,
+    /// Sessions whose flows are in a process before this one, since an upgrade.
+    #[serde(default)]
+    pub sessions_elsewhere: usize,
     /// What an operator should look at, in words.
     pub warnings: Vec<String>,
 }
@@ -166,6 +172,17 @@ pub struct Reloaded {
     pub changed: Vec<String>,
     /// What the file says but only a restart can change.
     pub needs_restart: Vec<String>,
+}
+
+/// `POST /v1/upgrade`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgraded {
+    /// The process in charge now.
+    pub pid: i32,
+    /// Its version.
+    pub version: String,
+    /// Sessions that were live.
+    pub sessions: usize,
 }
 
 /// `POST /v1/drain`.

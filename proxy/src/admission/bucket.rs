@@ -15,6 +15,16 @@ impl Bucket {
         Self { full_at: now }
     }
 
+    /// One that will be full at this time: the state of another process's bucket.
+    pub fn full_at(at: Instant) -> Self {
+        Self { full_at: at }
+    }
+
+    /// When it will be full again.
+    pub fn fills_at(&self) -> Instant {
+        self.full_at
+    }
+
     /// Takes a token if there is one.
     pub fn take(&mut self, rate: u32, burst: u32, now: Instant) -> bool {
         let each = Duration::from_secs(1) / rate.max(1);

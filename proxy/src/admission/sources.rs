@@ -100,6 +100,12 @@ impl Sources {
         Ok(Entry { sources: self.clone(), handshake: Some(source) })
     }
 
+    /// The account of a connection that another process let in; it counts, whatever the limits say.
+    pub fn adopt(self: &Arc<Self>) -> Entry {
+        self.lock().connections += 1;
+        Entry { sources: self.clone(), handshake: None }
+    }
+
     /// Connections in all, and those in a handshake.
     pub fn counts(&self) -> (usize, usize) {
         let state = self.lock();

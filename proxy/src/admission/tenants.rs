@@ -130,11 +130,43 @@ impl Tenants {
         if tenant.rate.is_some_and(|rate| !room.bucket.take(rate, tenant.burst, now)) {
             return Err(Denied::TenantRate);
         }
-        let user = room.users.get_key_value(user).map_or_else(|| user.into(), |(user, _)| user.clone());
-        *room.users.entry(user.clone()).or_default() += 1;
-        room.active += 1;
+        let user = room.seat(user);
         self.tell(room);
         Ok(Admission { tenants: self.clone(), name, user, tenant })
+    }
+
+    /// The slots of a session that another process let in; it counts, whatever the limits say. `None`: no such tenant.
+    pub fn adopt(self: &Arc<Self>, name: &str, user: &str) -> Option<Admission> {
+        let mut state = self.lock();
+        let (name, _) = state.tenants.get_key_value(name)?;
+        let name = name.clone();
+        let room = state.tenants.get_mut(&name)?;
+        let tenant = room.tenant.clone()?;
+        let user = room.seat(user);
+        self.tell(room);
+        Some(Admission { tenants: self.clone(), name, user, tenant })
+    }
+
+    /// Sessions by tenant and user, those on their way included, and when each tenant's bucket is full: for the process
+    /// that takes over.
+    pub fn export(&self) -> (Vec<(Arc<str>, Arc<str>, u32)>, Vec<(Arc<str>, Instant)>) {
+        let state = self.lock();
+        let seats = |(name, room): (&Arc<str>, &Room)| {
+            let name = name.clone();
+            room.users.iter().map(move |(user, n)| (name.clone(), user.clone(), *n)).collect::<Vec<_>>()
+        };
+        let buckets = state.tenants.iter().map(|(name, room)| (name.clone(), room.bucket.fills_at()));
+        (state.tenants.iter().flat_map(seats).collect(), buckets.collect())
+    }
+
+    /// Takes over the buckets of another process.
+    pub fn import_buckets(&self, buckets: impl IntoIterator<Item = (Arc<str>, Instant)>) {
+        let mut state = self.lock();
+        for (name, full_at) in buckets {
+            if let Some(room) = state.tenants.get_mut(&name) {
+                room.bucket = Bucket::full_at(full_at);
+            }
+        }
     }
 
     /// Every configured tenant, by name.
@@ -160,6 +192,14 @@ impl Tenants {
 impl Room {
     fn new(now: Instant) -> Self {
         Self { tenant: None, active: 0, users: HashMap::new(), bucket: Bucket::new(now) }
+    }
+
+    /// Takes a slot of the tenant and of the user; returns the user's name, shared.
+    fn seat(&mut self, user: &str) -> Arc<str> {
+        let user = self.users.get_key_value(user).map_or_else(|| user.into(), |(user, _)| user.clone());
+        *self.users.entry(user.clone()).or_default() += 1;
+        self.active += 1;
+        user
     }
 }
 

@@ -74,6 +74,8 @@ enum Command {
     Status(service::StatusCommand),
     /// Read the configuration again
     Reload(service::ReloadCommand),
+    /// Let the program that is installed now take over: no console ends, nobody is refused
+    Upgrade(service::UpgradeCommand),
     /// Let nobody in any more and end with the last console
     Drain(service::DrainCommand),
 }
@@ -104,6 +106,7 @@ pub fn run() -> ExitCode {
         Command::Top(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Reload(command) => command.run(),
+        Command::Upgrade(command) => command.run(),
         Command::Drain(command) => command.run(),
     };
     match result {

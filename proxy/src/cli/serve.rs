@@ -6,45 +6,53 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
+
 use super::log;
 use crate::admission::{Sources, Tenants};
 use crate::audit::Audit;
 use crate::backend::vcenter::Vcenters;
 use crate::config::Config;
-use crate::control::{self, Control};
+use crate::control::{self, Control, Doors};
 use crate::desk::Desk;
 use crate::flow::{EngineStats, Engines, Way};
-use crate::front::{self, Fronts, Listener};
+use crate::front::{self, Listener};
 use crate::gate::{Gate, Ports};
 use crate::metrics::{Door, EngineSample, Metrics, ModeBytes, Stage, TicketSample};
 use crate::sdk::SdkSessions;
 use crate::session::Registry;
 use crate::ticket::{KeyRing, Tickets};
 use crate::tls::{self, Presented, certificate};
-use crate::wire::Runtime;
+use crate::upgrade::{self, Inheritance, Succession};
 use crate::xdp::{self, Shed};
-use arc_swap::ArcSwap;
 
 type Failure = Box<dyn Error>;
 
 /// Serves until SIGTERM, SIGINT or a drain ends it.
 pub fn run(path: &Path) -> Result<(), Failure> {
+    if upgrade::detach()? {
+        return Ok(());
+    }
+    let mut inheritance = Inheritance::offered()?;
+    let served = serve(path, &mut inheritance);
+    if let (Err(error), Some(inheritance)) = (&served, &inheritance) {
+        inheritance.failed(&error.to_string());
+    }
+    served
+}
+
+fn serve(path: &Path, inheritance: &mut Option<Inheritance>) -> Result<(), Failure> {
     let config = Config::load(path)?;
     let filter = log::start(&config)?;
-    let listeners = bind(&config)?;
+    let listeners = bind(&config, inheritance.as_mut())?;
     let threads = front_threads(&config);
-    let gate = build(config, &listeners)?;
-    let runtime = if gate.engines.driver() == "io_uring" { Runtime::Uring } else { Runtime::Tokio };
-    let fronts = Fronts::start(&gate, &listeners, threads, runtime)?;
-    let mut addresses = Vec::new();
+    let gate = build(config, &listeners, inheritance.as_ref().map(Inheritance::epoch))?;
     for listener in &listeners {
         let address = listener.socket.local_addr()?;
         tracing::info!(door = listener.door.listener(), %address, "listening");
-        addresses.push((listener.door, address));
     }
-    drop(listeners);
-    let control = Arc::new(Control::new(gate, filter, addresses));
-    control::run(control, fronts)?;
+    let control = Arc::new(Control::new(gate, filter, Doors::new(listeners, threads)?));
+    control::run(control, inheritance)?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -58,7 +66,7 @@ fn ports(listeners: &[Listener]) -> Ports {
     Ports { tls: first(false), authd: first(true) }
 }
 
-fn build(config: Config, listeners: &[Listener]) -> Result<Arc<Gate>, Failure> {
+fn build(config: Config, listeners: &[Listener], epoch: Option<Instant>) -> Result<Arc<Gate>, Failure> {
     let now = Instant::now();
     let keys = KeyRing::load(&config.tickets.keys)?;
     let provider = config.tls.policy.provider();
@@ -67,6 +75,7 @@ fn build(config: Config, listeners: &[Listener]) -> Result<Arc<Gate>, Failure> {
     let metrics = Metrics::new();
     metrics.set_tenants(&config.tenants.keys().cloned().collect::<Vec<_>>());
     let mut flow = config.flow.engine();
+    flow.epoch = epoch;
     let turns = metrics.clone();
     flow.on_turn = Some(Arc::new(move |took| turns.record(Stage::FlowTurn, took)));
     let engines = Engines::start(&flow)?;
@@ -102,6 +111,7 @@ fn build(config: Config, listeners: &[Listener]) -> Result<Arc<Gate>, Failure> {
         ports: ports(listeners),
         headers_pending: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
+        succession: Succession::default(),
         config: ArcSwap::from_pointee(config),
     }))
 }
@@ -157,12 +167,16 @@ fn sample(stats: &EngineStats) -> EngineSample {
     }
 }
 
-fn bind(config: &Config) -> Result<Vec<Listener>, Failure> {
+fn bind(config: &Config, inheritance: Option<&mut Inheritance>) -> Result<Vec<Listener>, Failure> {
     let tls = config.listen.tls.iter().map(|address| (*address, Door::Mks));
     let authd = config.listen.authd.iter().map(|address| (*address, Door::Authd));
-    let mut listeners = front::inherited(&config.listen)?;
+    let mut listeners = match inheritance {
+        Some(inheritance) => inheritance.listeners(&config.listen),
+        None => front::inherited(&config.listen)?,
+    };
+    let inherited: Vec<_> = listeners.iter().filter_map(|l| l.socket.local_addr().ok()).collect();
     for (address, door) in tls.chain(authd) {
-        if listeners.iter().any(|listener| listener.socket.local_addr().is_ok_and(|held| held == address)) {
+        if inherited.iter().any(|held| upgrade::means(address, *held)) {
             continue;
         }
         let bound = front::bind(address, door, config.listen.backlog);

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::output::{Outcome, Report, SocketArg, age, print, printable, to_json};
-use crate::admin::{Drained, Reloaded, ServiceState, StatusView};
+use crate::admin::{Drained, Reloaded, ServiceState, StatusView, Upgraded};
 
 /// `mksgate status`
 #[derive(Args, Debug)]
@@ -21,6 +21,17 @@ pub struct StatusCommand {
 /// `mksgate reload`
 #[derive(Args, Debug)]
 pub struct ReloadCommand {
+    #[command(flatten)]
+    socket: SocketArg,
+    /// Where another program is installed than the one that runs, let it take over (see `mksgate upgrade`); it reads the
+    /// configuration, too
+    #[arg(long)]
+    or_upgrade: bool,
+}
+
+/// `mksgate upgrade`
+#[derive(Args, Debug)]
+pub struct UpgradeCommand {
     #[command(flatten)]
     socket: SocketArg,
 }
@@ -68,6 +79,12 @@ impl ReloadCommand {
     /// # Errors
     /// As there.
     pub fn report(&self) -> Report {
+        if self.or_upgrade {
+            let status: StatusView = self.socket.client().get("/v1/status")?;
+            if status.service.program_replaced {
+                return UpgradeCommand { socket: self.socket.clone() }.report();
+            }
+        }
         let reloaded: Reloaded = self.socket.client().post("/v1/reload", &json!({}))?;
         let mut out = String::new();
         for line in &reloaded.changed {
@@ -77,6 +94,28 @@ impl ReloadCommand {
             writeln!(out, "needs a restart: {line}")?;
         }
         Ok(if out.is_empty() { "nothing changed\n".to_owned() } else { out })
+    }
+}
+
+impl UpgradeCommand {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// The new process does not start; the text says why. The old one goes on.
+    pub fn run(&self) -> Outcome {
+        print(&self.report()?)
+    }
+
+    /// What [`UpgradeCommand::run`] prints.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn report(&self) -> Report {
+        let Upgraded { pid, version, sessions } = self.socket.client().post("/v1/upgrade", &json!({}))?;
+        Ok(format!(
+            "version {} (process {pid}) is in charge; live sessions: {sessions}\n",
+            printable(&version)
+        ))
     }
 }
 
@@ -117,6 +156,12 @@ fn render(status: &StatusView) -> String {
         ("configuration", format!("{}, read {}", service.config, service.config_loaded)),
         ("flow engine", format!("{}, {} threads", service.flow_driver, service.flow_threads)),
     ];
+    if service.program_replaced {
+        lines.push(("program", "another one is installed: `mksgate upgrade` lets it take over".to_owned()));
+    }
+    if service.sessions_elsewhere > 0 {
+        lines.push(("elsewhere", format!("{} sessions are in an older process", service.sessions_elsewhere)));
+    }
     lines.extend(service.listeners.iter().map(|listener| ("listens", listener.clone())));
     lines.extend(service.warnings.iter().map(|warning| ("warning", warning.clone())));
     lines.into_iter().map(|(name, value)| format!("{name:<14}{}\n", printable(&value))).collect()

@@ -43,6 +43,12 @@ async fn passed(mut deadline: watch::Receiver<Option<Instant>>) {
     }
 }
 
+/// Two signals: after an upgrade the first one is meant for the process in charge, since a manager sends it to all.
+pub(super) async fn signalled_twice() {
+    signalled().await;
+    signalled().await;
+}
+
 async fn signalled() {
     match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(mut term), Ok(mut int)) => {

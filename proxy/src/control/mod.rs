@@ -1,14 +1,16 @@
 //! The control thread: signals, admin API, reload, revocation, drain. Nothing of a connection waits for it.
 
+mod doors;
 mod drain;
 mod notify;
 mod operator;
+mod program;
 mod reload;
+mod upgrade;
 mod watch;
 mod watchdog;
 
 use std::error::Error;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -18,14 +20,14 @@ use tokio::sync::watch as flag;
 use tokio::time::Instant;
 use tracing_subscriber::{EnvFilter, Registry as Subscriber};
 
+pub use doors::Doors;
 pub use reload::ReloadError;
 
 use crate::admin::{self, Admin, AdminConfig};
-use crate::front::Fronts;
 use crate::gate::Gate;
-use crate::metrics::Door;
 use crate::session::{self, CloseReason};
 use crate::ticket::Revocation;
+use crate::upgrade::{Given, Inheritance};
 
 /// How long the last audit records may take to be written.
 const FLUSH: Duration = Duration::from_secs(5);
@@ -37,20 +39,39 @@ pub type LogFilter = tracing_subscriber::reload::Handle<EnvFilter, Subscriber>;
 pub struct Control {
     gate: Arc<Gate>,
     log: LogFilter,
-    listeners: Vec<(Door, SocketAddr)>,
+    doors: Doors,
     loaded: Mutex<SystemTime>,
     serving: AtomicBool,
     manager: notify::Manager,
+    program: program::Program,
+    admin_sockets: Mutex<Option<upgrade::AdminSockets>>,
+    /// Held while an upgrade is tried.
+    upgrading: Mutex<()>,
+    /// The process that took over, until `leave` has it.
+    given: Mutex<Option<Given>>,
+    /// Another process is in charge.
+    retired: flag::Sender<bool>,
     /// When a drain ends; `None`: no drain.
     drain: flag::Sender<Option<Instant>>,
 }
 
 impl Control {
-    /// For this appliance, which listens there.
-    pub fn new(gate: Arc<Gate>, log: LogFilter, listeners: Vec<(Door, SocketAddr)>) -> Self {
-        let (loaded, serving) = (Mutex::new(SystemTime::now()), AtomicBool::new(false));
-        let manager = notify::Manager::of_this_process();
-        Self { gate, log, listeners, loaded, serving, manager, drain: flag::Sender::new(None) }
+    /// For this appliance and its doors.
+    pub fn new(gate: Arc<Gate>, log: LogFilter, doors: Doors) -> Self {
+        Self {
+            gate,
+            log,
+            doors,
+            loaded: Mutex::new(SystemTime::now()),
+            serving: AtomicBool::new(false),
+            manager: notify::Manager::of_this_process(),
+            program: program::Program::of_this_process(),
+            admin_sockets: Mutex::default(),
+            upgrading: Mutex::default(),
+            given: Mutex::default(),
+            retired: flag::Sender::new(false),
+            drain: flag::Sender::new(None),
+        }
     }
 
     /// Refuses the tickets from now on and closes the consoles they opened; returns their numbers.
@@ -76,50 +97,22 @@ impl Control {
     }
 }
 
-/// Runs until the appliance is to end, then ends it: accepts nothing, waits for consoles, cuts the rest, joins.
-pub fn run(control: Arc<Control>, fronts: Fronts) -> Result<(), Box<dyn Error>> {
+/// Takes over from an older process if there is one, and runs until the appliance is to end or a younger process has
+/// taken over; then ends it: accepts nothing, waits for consoles, cuts the rest, joins.
+pub fn run(control: Arc<Control>, inheritance: &mut Option<Inheritance>) -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let gate = control.gate.clone();
-    let cut = runtime.block_on(async {
+    let server = runtime.block_on(async {
         gate.vcenters.run_here();
-        let config = gate.config.load_full();
-        let (metrics, registry) = (gate.metrics.clone(), gate.registry.clone());
-        let admin = Admin { control: control.clone(), metrics, registry };
-        let socket = AdminConfig {
-            socket: config.admin.socket.clone(),
-            uids: config.admin.uids.clone(),
-            gids: config.admin.gids.clone(),
-            metrics: config.admin.metrics,
-            ..AdminConfig::default()
-        };
-        let server = admin::Server::bind(socket, admin).await?;
-        if let Some(address) = server.metrics_addr() {
-            tracing::info!(%address, "metrics");
-        }
-        let server = tokio::spawn(server.run());
-        tokio::spawn(watch::secrets(control.clone()));
-        tokio::spawn(watchdog::feed(control.clone()));
-        control.serving.store(true, Ordering::Relaxed);
-        tracing::info!(driver = gate.engines.driver(), "serving");
-        control.manager.ready();
-        until_drained(&control).await?;
-        fronts.stop_accepting();
-        let cut = drain::wait(&gate, control.drain.subscribe()).await;
-        server.abort();
-        // Its end removes the socket's name.
-        let _ = server.await;
-        Ok::<_, Box<dyn Error>>(cut)
+        bind(&control, inheritance.as_mut()).await
     })?;
-    runtime.block_on(async {
-        // Their last handshakes may still wait for a vCenter, whose calls run here.
-        let joined = tokio::task::spawn_blocking(move || fronts.join()).await;
-        if joined.is_err() {
-            tracing::error!("the front threads could not be joined");
-        }
-        session::close_all(&gate, CloseReason::Drain, |_| true);
-        gate.registry.emptied().await;
-        gate.vcenters.log_out().await;
-    });
+    if let Some(inheritance) = inheritance {
+        inheritance.take(&gate)?;
+    }
+    // What fails from here on is this process's failure.
+    *inheritance = None;
+    control.doors.open(&gate)?;
+    let cut = runtime.block_on(serve(&control, server))?;
     if !gate.audit.flush(FLUSH) {
         tracing::error!("audit records were lost: they could not be written in time");
     }
@@ -129,11 +122,84 @@ pub fn run(control: Arc<Control>, fronts: Fronts) -> Result<(), Box<dyn Error>> 
     Ok(())
 }
 
-/// Follows signals until the appliance is to drain.
-async fn until_drained(control: &Control) -> std::io::Result<()> {
+/// The admin API, on the sockets of the process before this one where the configuration still names them.
+async fn bind(
+    control: &Arc<Control>,
+    inheritance: Option<&mut Inheritance>,
+) -> Result<admin::Server, Box<dyn Error>> {
+    let gate = &control.gate;
+    let config = gate.config.load_full();
+    let (metrics, registry) = (gate.metrics.clone(), gate.registry.clone());
+    let admin = Admin { control: control.clone(), metrics, registry };
+    let socket = AdminConfig {
+        socket: config.admin.socket.clone(),
+        uids: config.admin.uids.clone(),
+        gids: config.admin.gids.clone(),
+        metrics: config.admin.metrics,
+        ..AdminConfig::default()
+    };
+    let inherited = inheritance.map(Inheritance::admin).unwrap_or_default();
+    let server = admin::Server::bind_or_inherit(socket, admin, inherited).await?;
+    if let Some(address) = server.metrics_addr() {
+        tracing::info!(%address, "metrics");
+    }
+    let (socket, metrics) = server.duplicates()?;
+    *control.admin_sockets.lock().unwrap_or_else(PoisonError::into_inner) =
+        Some(upgrade::AdminSockets { socket, metrics });
+    Ok(server)
+}
+
+/// Serves to the end; returns how many consoles were cut.
+async fn serve(control: &Arc<Control>, server: admin::Server) -> Result<usize, Box<dyn Error>> {
+    let gate = &control.gate;
+    let mut retired = control.retired.subscribe();
+    let mut server = tokio::spawn(server.run_until(async move {
+        // The sender lives as long as the appliance.
+        let _ = retired.wait_for(|retired| *retired).await;
+    }));
+    tokio::spawn(watch::secrets(control.clone()));
+    tokio::spawn(watchdog::feed(control.clone()));
+    control.serving.store(true, Ordering::Relaxed);
+    tracing::info!(driver = gate.engines.driver(), "serving");
+    control.manager.ready();
+    match until_the_end(control).await? {
+        End::Retired => {
+            let cut = control.leave().await;
+            gate.vcenters.log_out().await;
+            // Whoever asked for the upgrade has its answer.
+            if tokio::time::timeout(FLUSH, &mut server).await.is_err() {
+                server.abort();
+            }
+            Ok(cut)
+        }
+        End::Drain => {
+            control.doors.close();
+            let cut = drain::wait(gate, control.drain.subscribe()).await;
+            server.abort();
+            // Its end removes the socket's name.
+            let _ = server.await;
+            // Their last handshakes may still wait for a vCenter, whose calls run here.
+            let joining = control.clone();
+            tokio::task::spawn_blocking(move || joining.doors.join()).await?;
+            session::close_all(gate, CloseReason::Drain, |_| true);
+            gate.registry.emptied().await;
+            gate.vcenters.log_out().await;
+            Ok(cut)
+        }
+    }
+}
+
+/// How it ends.
+enum End {
+    Drain,
+    Retired,
+}
+
+/// Follows signals until the appliance is to drain or is replaced.
+async fn until_the_end(control: &Control) -> std::io::Result<End> {
     let (mut hup, mut term, mut int) =
         (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut drained = control.drain.subscribe();
+    let (mut drained, mut retired) = (control.drain.subscribe(), control.retired.subscribe());
     loop {
         tokio::select! {
             _ = hup.recv() => {
@@ -142,7 +208,8 @@ async fn until_drained(control: &Control) -> std::io::Result<()> {
             }
             _ = term.recv() => control.start_drain(None),
             _ = int.recv() => control.start_drain(None),
-            _ = drained.wait_for(Option::is_some) => return Ok(()),
+            _ = retired.wait_for(|retired| *retired) => return Ok(End::Retired),
+            _ = drained.wait_for(Option::is_some) => return Ok(End::Drain),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::env;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -15,6 +16,8 @@ const AFTER_DRAIN: Duration = Duration::from_secs(30);
 /// The way to the service manager.
 pub(super) struct Manager {
     socket: Option<(UnixDatagram, SocketAddr)>,
+    /// Another process speaks for the service.
+    silent: AtomicBool,
 }
 
 impl Manager {
@@ -27,7 +30,7 @@ impl Manager {
             };
             Some((UnixDatagram::unbound().ok()?, address.ok()?))
         });
-        Self { socket }
+        Self { socket, silent: AtomicBool::new(false) }
     }
 
     /// Consoles can be opened.
@@ -48,6 +51,12 @@ impl Manager {
         self.tell(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={most}\nSTATUS=draining {sessions} consoles"));
     }
 
+    /// Another process is the service from now on; nothing that this one says counts.
+    pub(super) fn succeeded_by(&self, pid: i32) {
+        self.tell(&format!("MAINPID={pid}"));
+        self.silent.store(true, Ordering::Relaxed);
+    }
+
     /// Every flow thread makes progress.
     pub(super) fn alive(&self) {
         self.tell("WATCHDOG=1");
@@ -62,6 +71,9 @@ impl Manager {
     }
 
     fn tell(&self, state: &str) {
+        if self.silent.load(Ordering::Relaxed) {
+            return;
+        }
         if let Some((socket, address)) = &self.socket
             && let Err(error) = socket.send_to_addr(state.as_bytes(), address)
         {

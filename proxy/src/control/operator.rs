@@ -1,11 +1,13 @@
 //! What the admin API asks for.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::Control;
-use crate::admin::{self, Failure, Reloaded, RevokeRequest, ServiceState, ServiceStatus, TenantLimits};
+use crate::admin::{
+    self, Failure, Reloaded, RevokeRequest, ServiceState, ServiceStatus, TenantLimits, Upgraded,
+};
 use crate::session::{CloseReason, rfc3339};
 use crate::ticket::Revocation;
 use crate::xdp::{LoudSource, ShedStatus};
@@ -35,12 +37,15 @@ impl admin::Control for Control {
             config: config.path.display().to_string(),
             config_loaded: rfc3339(*self.loaded.lock().unwrap_or_else(PoisonError::into_inner)),
             listeners: self
-                .listeners
+                .doors
+                .addresses()
                 .iter()
                 .map(|(door, address)| format!("{} {address}", door.listener()))
                 .collect(),
             flow_driver: gate.engines.driver().into(),
             flow_threads: gate.engines.stats().len(),
+            program_replaced: self.program.is_replaced(),
+            sessions_elsewhere: gate.succession.elders.len(),
             warnings: uring.into_iter().chain(xdp).collect(),
         }
     }
@@ -66,7 +71,7 @@ impl admin::Control for Control {
     }
 
     fn close(&self, id: u64) {
-        self.gate.engines.close(id, CloseReason::Operator);
+        self.gate.close(id, CloseReason::Operator);
     }
 
     fn revoke(&self, what: &RevokeRequest) -> Vec<u64> {
@@ -83,6 +88,12 @@ impl admin::Control for Control {
     fn reload(&self) -> Result<Reloaded, Failure> {
         let remedy = "correct the file (`mksgate check` shows the same) and reload again; the old configuration is in force";
         Control::reload(self).map_err(|error| Failure::new(error.to_string(), remedy))
+    }
+
+    fn upgrade(self: Arc<Self>) -> Result<Upgraded, Failure> {
+        let remedy =
+            "the old process goes on; the journal has what the new one said (`journalctl -u mksgate`)";
+        Control::upgrade(&self).map_err(|error| Failure::new(error.to_string(), remedy))
     }
 
     fn drain(&self, within: Option<Duration>) {

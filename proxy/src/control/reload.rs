@@ -67,7 +67,7 @@ impl Control {
         gate.sources.reload(new.limits);
         gate.metrics.set_tenants(&new.tenants.keys().cloned().collect::<Vec<_>>());
         let gone = gate.tenants.reload(&new.tenants, Instant::now());
-        let listen: Vec<_> = self.listeners.iter().map(|(_, address)| *address).collect();
+        let listen: Vec<_> = self.doors.addresses().iter().map(|(_, address)| *address).collect();
         gate.xdp.update(xdp::policy(&new, &listen));
         gate.tenants.tell_all();
         gate.config.store(Arc::new(new));

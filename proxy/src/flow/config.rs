@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use thiserror::Error;
@@ -56,6 +56,8 @@ pub struct FlowConfig {
     pub buffer_bytes: usize,
     /// Flows that may wait in a thread's mailbox before `submit` gives them back.
     pub queue: usize,
+    /// When the engine's clock began: that of the process before this one, where flows come from there; `None`: now.
+    pub epoch: Option<Instant>,
     /// Told how long turns take.
     pub on_turn: Option<TurnHook>,
 }
@@ -71,6 +73,7 @@ impl Default for FlowConfig {
             buffers: 1024,
             buffer_bytes: 4096,
             queue: 4096,
+            epoch: None,
             on_turn: None,
         }
     }

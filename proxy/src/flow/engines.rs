@@ -52,7 +52,9 @@ impl Engines {
             turn: AtomicUsize::new(0),
             driver: "",
             refusal: None,
-            epoch: Instant::now().checked_sub(PAST).unwrap_or_else(Instant::now),
+            epoch: config
+                .epoch
+                .unwrap_or_else(|| Instant::now().checked_sub(PAST).unwrap_or_else(Instant::now)),
         };
         for n in 0..count {
             let (driver, refusal) = engines.spawn(n, config)?;

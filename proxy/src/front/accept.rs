@@ -17,27 +17,18 @@ use crate::wire::{self, Runtime, Wire};
 /// How long an accept that failed for want of files or memory rests before it is tried again.
 const REST: Duration = Duration::from_millis(50);
 
-enum Acceptor {
-    Uring(tokio_uring::net::TcpListener),
-    Tokio(tokio::net::TcpListener),
-}
+/// Waits for readiness and then takes what is there, on either runtime: an accept on the ring would stay there when the
+/// loop stops, and swallow a client that belongs to the process that takes over.
+struct Acceptor(tokio::net::TcpListener, Runtime);
 
 impl Acceptor {
     fn new(listener: Listener, runtime: Runtime) -> io::Result<Self> {
-        let uring = runtime == Runtime::Uring;
-        listener.socket.set_nonblocking(!uring)?;
-        Ok(if uring {
-            Self::Uring(tokio_uring::net::TcpListener::from_std(listener.socket))
-        } else {
-            Self::Tokio(tokio::net::TcpListener::from_std(listener.socket)?)
-        })
+        listener.socket.set_nonblocking(true)?;
+        Ok(Self(tokio::net::TcpListener::from_std(listener.socket)?, runtime))
     }
 
     async fn accept(&self) -> io::Result<Wire> {
-        match self {
-            Self::Uring(listener) => Wire::from_uring(listener.accept().await?.0),
-            Self::Tokio(listener) => Ok(Wire::from_tokio(listener.accept().await?.0)),
-        }
+        Wire::adopt(self.0.accept().await?.0, self.1)
     }
 }
 

@@ -1,7 +1,6 @@
 //! The WebSocket doors: a ticket in the address, then a console in frames.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
 
 use rustls::server::UnbufferedServerConnection;
 use tokio::time::timeout_at;
@@ -11,7 +10,7 @@ use super::refused::Who;
 use super::websocket::{Stream, StreamError};
 use crate::admission::{Admission, Denied, Entry};
 use crate::backend::{self, BackendError, Console, Dial, Opening, VcenterError};
-use crate::gate::{Caller, Gate};
+use crate::gate::{Caller, Gate, NotAdmitted};
 use crate::metrics::Stage;
 use crate::protocol::console_url::{ConsoleUrl, may_open};
 use crate::protocol::http::{Head, Status};
@@ -109,23 +108,23 @@ impl Door<'_> {
     /// The ticket, then the limits of its tenant.
     fn admit(&self, sealed: &str) -> Result<(Permit, Admission), Told> {
         let gate = self.gate;
-        let began = Instant::now();
-        let opened = gate.tickets.open(sealed, self.caller.source.ip(), SystemTime::now());
-        gate.metrics.record(Stage::Ticket, began.elapsed());
-        let permit = opened.map_err(|error| told(NotOpened::Ticket, Refused::new(error.as_str(), error)))?;
-        let who = Some(who(&permit));
-        if gate.is_draining() {
-            let refused = Refused::new("draining", "the appliance is draining");
-            return Err(told(NotOpened::Draining, refused.of(&who)));
-        }
-        let admitted = gate.tenants.admit(permit.tenant(), permit.user(), Instant::now());
-        let admission = admitted.map_err(|denied| {
-            let (not, detail) = match denied {
-                Denied::UnknownTenant => (NotOpened::UnknownTenant, "no such tenant in the configuration"),
-                _ => (NotOpened::TooMany, "a limit of the tenant (`tenants` in the configuration)"),
-            };
-            told(not, Refused::new(denied.as_str(), detail).of(&who))
-        })?;
+        let (permit, admission) =
+            gate.admit(sealed, self.caller.source.ip()).map_err(|barred| match barred {
+                NotAdmitted::Ticket(error) => told(NotOpened::Ticket, Refused::new(error.as_str(), error)),
+                NotAdmitted::Draining(permit) => {
+                    let refused = Refused::new("draining", "the appliance is draining");
+                    told(NotOpened::Draining, refused.of(&permit.as_ref().map(who)))
+                }
+                NotAdmitted::Limit(permit, denied) => {
+                    let (not, detail) = match denied {
+                        Denied::UnknownTenant => {
+                            (NotOpened::UnknownTenant, "no such tenant in the configuration")
+                        }
+                        _ => (NotOpened::TooMany, "a limit of the tenant (`tenants` in the configuration)"),
+                    };
+                    told(not, Refused::new(denied.as_str(), detail).of(&Some(who(&permit))))
+                }
+            })?;
         gate.metrics.record(Stage::Admission, self.caller.accepted.elapsed());
         Ok((permit, admission))
     }

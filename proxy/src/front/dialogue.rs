@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use rustls::server::UnbufferedServerConnection;
 use tokio::time::timeout_at;
@@ -12,7 +12,7 @@ use super::{FAREWELL, Refused};
 use crate::admission::{Admission, Denied, Entry};
 use crate::backend::{self, BackendError, Dial, Reached};
 use crate::flow::Leg;
-use crate::gate::{Caller, Gate};
+use crate::gate::{Caller, Gate, NotAdmitted};
 use crate::metrics::Stage;
 use crate::protocol::authd::{Action, Refusal, Server};
 use crate::session::{self, HandOver};
@@ -94,44 +94,32 @@ struct Dialogue<'a> {
 
 impl Dialogue<'_> {
     async fn login(&mut self, sealed: &str) -> Result<(), Refused> {
-        let began = Instant::now();
-        let opened = self.gate.tickets.open(sealed, self.caller.source.ip(), SystemTime::now());
-        self.gate.metrics.record(Stage::Ticket, began.elapsed());
-        let permit = match opened {
-            Ok(permit) => permit,
-            Err(error) => return Err(self.refuse(Refusal::Login, Refused::new(error.as_str(), error)).await),
-        };
-        let who = who(&permit);
-        let admitted = if self.gate.is_draining() {
-            Err((Refusal::Draining, Refused::new("draining", "the appliance is draining")))
-        } else {
-            self.gate.tenants.admit(permit.tenant(), permit.user(), Instant::now()).map_err(|denied| {
-                match denied {
-                    Denied::UnknownTenant => (
-                        Refusal::NoAccess,
-                        Refused::new(denied.as_str(), "no such tenant in the configuration"),
-                    ),
-                    _ => (
-                        Refusal::Busy,
-                        Refused::new(
-                            denied.as_str(),
-                            "a limit of the tenant (`tenants` in the configuration)",
-                        ),
-                    ),
-                }
-            })
-        };
-        match admitted {
-            Ok(admission) => {
+        let (refusal, refused, permit) = match self.gate.admit(sealed, self.caller.source.ip()) {
+            Ok((permit, admission)) => {
                 self.gate.metrics.record(Stage::Admission, self.caller.accepted.elapsed());
                 let mark = admission.tenant().number;
                 let _ = wire::set_options(self.tls.wire(), &self.gate.config.load().sockets, mark);
                 self.login = Some((permit, admission));
                 let reply = self.server.logged_in();
-                self.say(&reply).await
+                return self.say(&reply).await;
             }
-            Err((refusal, refused)) => Err(self.refuse(refusal, refused.of(&Some(who))).await),
-        }
+            Err(NotAdmitted::Ticket(error)) => {
+                return Err(self.refuse(Refusal::Login, Refused::new(error.as_str(), error)).await);
+            }
+            Err(NotAdmitted::Draining(permit)) => {
+                (Refusal::Draining, Refused::new("draining", "the appliance is draining"), permit)
+            }
+            Err(NotAdmitted::Limit(permit, denied @ Denied::UnknownTenant)) => {
+                let refused = Refused::new(denied.as_str(), "no such tenant in the configuration");
+                (Refusal::NoAccess, refused, Some(permit))
+            }
+            Err(NotAdmitted::Limit(permit, denied)) => {
+                let refused =
+                    Refused::new(denied.as_str(), "a limit of the tenant (`tenants` in the configuration)");
+                (Refusal::Busy, refused, Some(permit))
+            }
+        };
+        Err(self.refuse(refusal, refused.of(&permit.as_ref().map(who))).await)
     }
 
     async fn thumbprint(&mut self, nonce: &str, sha256: bool) -> Result<(), Refused> {

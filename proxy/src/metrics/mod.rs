@@ -82,6 +82,11 @@ impl Metrics {
         self.tenants.ever(tenant).opened(door);
     }
 
+    /// A console that another process opened counts here from now on. Each call needs its [`Metrics::closed`].
+    pub fn adopted(&self, tenant: &str) {
+        self.tenants.ever(tenant).adopted();
+    }
+
     /// A console ended after `lived`, having delivered `up` bytes to the hypervisor and `down` bytes to the client.
     pub fn closed(&self, tenant: &str, reason: CloseReason, up: u64, down: u64, lived: Duration) {
         self.tenants.ever(tenant).closed(reason, up, down);

@@ -88,6 +88,10 @@ impl Tenant {
         self.opened[door as usize].fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn adopted(&self) {
+        self.live.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn closed(&self, reason: CloseReason, up: u64, down: u64) {
         self.live.fetch_sub(1, Ordering::Relaxed);
         self.closed[reason as usize].fetch_add(1, Ordering::Relaxed);

@@ -111,7 +111,16 @@ impl Request<'_> {
         let (gate, caller) = (self.gate, self.caller);
         gate.tidy_sdk();
         let (now, clock) = (Instant::now(), SystemTime::now());
-        let permit = gate.tickets.open(sealed, caller.source.ip(), clock).map_err(|error| {
+        let permit = {
+            // Another process writes down the next use of any ticket, once it has the table.
+            let heir = gate.succession.heir();
+            if heir.is_some() {
+                self.refused("", "draining");
+                return Err(Fault::unavailable());
+            }
+            gate.tickets.open(sealed, caller.source.ip(), clock)
+        };
+        let permit = permit.map_err(|error| {
             let tenant = error.bearer().map_or("", |bearer| bearer.tenant.as_str());
             self.refused(tenant, error.as_str());
             tracing::info!(reason = error.as_str(), %error, source = %caller.source, "no session at /sdk");

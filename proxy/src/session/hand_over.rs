@@ -68,13 +68,10 @@ pub fn hand_over(gate: &Arc<Gate>, over: HandOver) -> io::Result<()> {
     if caller.peer.ip() == caller.source.ip() {
         gate.xdp.learn(caller.peer.ip(), tenant.number);
     }
-    let slots = (entry, permit.into_use(), admission);
-    let held = Held { gate: gate.clone(), session: session.clone(), slots: Some(slots) };
+    let slots = (entry, Some(permit.into_use()), Some(admission));
+    let held = Held::new(gate.clone(), session.clone(), slots);
     let (metrics, accepted) = (gate.metrics.clone(), caller.accepted);
-    gate.registry.insert(session.clone());
-    gate.audit.opened(&session);
-    gate.metrics.opened(&session.tenant, session.door);
-    tracing::info!(session = session.id, tenant = &*session.tenant, user = &*session.user, vm = &*session.vm, jti = &*session.jti, source = %session.source, backend = %session.backend, "console opened");
+    announce(gate, &session);
     let flow = Flow {
         id: session.id,
         client,
@@ -93,26 +90,83 @@ pub fn hand_over(gate: &Arc<Gate>, over: HandOver) -> io::Result<()> {
     }
     // Revoked or removed between the ticket's opening and the registry: those who closed sessions did not see this one.
     if let Some(reason) = gate.no_longer_welcome(&session) {
-        gate.engines.close(session.id, reason);
+        gate.close(session.id, reason);
     }
     Ok(())
 }
 
+/// Makes a session visible, and has it accounted for by whoever is in charge.
+fn announce(gate: &Gate, session: &Arc<Session>) {
+    let heir = gate.succession.heir();
+    gate.registry.insert(session.clone());
+    match &*heir {
+        Some(heir) => heir.opened(gate, session),
+        None => opened_here(gate, session),
+    }
+}
+
+/// Accounts for a session that begins in this process.
+pub(crate) fn opened_here(gate: &Gate, session: &Arc<Session>) {
+    gate.audit.opened(session);
+    gate.metrics.opened(&session.tenant, session.door);
+    tracing::info!(session = session.id, tenant = &*session.tenant, user = &*session.user, vm = &*session.vm, jti = &*session.jti, source = %session.source, backend = %session.backend, "console opened");
+}
+
+/// The slots of a session: its place among all connections, its ticket's use, its tenant's and user's. The latter two are
+/// missing where another process opened it and ticket or tenant are no longer known.
+type Slots = (Entry, Option<TicketUse>, Option<Admission>);
+
 /// What lives as long as the flow does in this process. Dropped without an end, it gives slots and registry entry back and
 /// records nothing: the console was moved to another process and is open there.
-struct Held {
+pub(crate) struct Held {
+    account: Account,
+    slots: Option<Slots>,
+}
+
+/// Who has to account for a session.
+#[derive(Clone)]
+pub(crate) struct Account {
     gate: Arc<Gate>,
     session: Arc<Session>,
-    slots: Option<(Entry, TicketUse, Admission)>,
 }
 
 impl Held {
-    fn end(mut self, end: &FlowEnd) {
+    pub(crate) fn new(gate: Arc<Gate>, session: Arc<Session>, slots: Slots) -> Self {
+        Self { account: Account { gate, session }, slots: Some(slots) }
+    }
+
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.account.session
+    }
+
+    /// The flow is over, wherever it ran.
+    pub(crate) fn end(mut self, end: &FlowEnd) {
+        let account = self.account.clone();
+        let gate = account.gate.clone();
+        let heir = gate.succession.heir();
         // Slots first: whoever learns of the end, from the registry or the audit file, may come again at once.
         self.slots = None;
-        let (gate, session) = (&self.gate, &self.session);
+        let id = account.session.id;
+        if let Some(heir) = &*heir {
+            // With the last session this process ends: first the heir is told.
+            heir.ended(account, end);
+            gate.registry.remove(id);
+        } else {
+            gate.registry.remove(id);
+            account.settle(end);
+        }
+    }
+}
+
+impl Account {
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// Writes the account of a session that is over and no longer in the registry.
+    pub(crate) fn settle(&self, end: &FlowEnd) {
+        let Self { gate, session } = self;
         let lived = session.since.elapsed();
-        gate.registry.remove(session.id);
         gate.metrics.closed(&session.tenant, end.reason, end.up, end.down, lived);
         for (stage, rtt) in [(Stage::ClientRtt, end.rtt_us[0]), (Stage::BackendRtt, end.rtt_us[1])] {
             if let Some(us) = rtt {
@@ -139,9 +193,9 @@ impl Drop for Held {
         if self.slots.take().is_none() {
             return;
         }
-        let session = &self.session;
-        self.gate.registry.remove(session.id);
-        self.gate.metrics.moved(&session.tenant);
+        let Account { gate, session } = &self.account;
+        gate.registry.remove(session.id);
+        gate.metrics.moved(&session.tenant);
         tracing::info!(session = session.id, tenant = &*session.tenant, jti = &*session.jti, "console moved");
     }
 }
@@ -159,7 +213,7 @@ pub fn close_all(gate: &Gate, reason: CloseReason, selects: impl Fn(&Session) ->
     let chosen: Vec<u64> =
         registry.list().iter().filter(|session| selects(session)).map(|session| session.id).collect();
     for id in &chosen {
-        gate.engines.close(*id, reason);
+        gate.close(*id, reason);
     }
     chosen
 }

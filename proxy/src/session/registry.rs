@@ -143,6 +143,16 @@ impl Registry {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// The number that [`Registry::next_id`] gives next.
+    pub fn peek_id(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// Goes on after the numbers of another process.
+    pub fn resume(&self, next: u64) {
+        self.next.fetch_max(next, Ordering::Relaxed);
+    }
+
     /// Makes a session visible.
     pub fn insert(&self, session: Arc<Session>) {
         self.lock().insert(session.id, session);

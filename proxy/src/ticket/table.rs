@@ -154,6 +154,13 @@ impl Table {
         self.entries.get(jti).map(|entry| TicketUse::take(&entry.live))
     }
 
+    /// Connections open now, by jti.
+    pub(super) fn live(&self) -> Vec<(Box<str>, u32)> {
+        let live =
+            self.entries.iter().map(|(jti, entry)| (Box::from(&**jti), entry.live.load(Ordering::Acquire)));
+        live.filter(|(_, n)| *n > 0).collect()
+    }
+
     pub(super) fn export(&self) -> Vec<(Box<str>, Entry)> {
         self.entries.iter().map(|(jti, entry)| (Box::from(&**jti), entry.clone())).collect()
     }

@@ -130,6 +130,11 @@ impl Tickets {
         }
     }
 
+    /// Uses held now, by jti: sessions, and clients on their way to one.
+    pub fn live(&self) -> Vec<(Box<str>, u32)> {
+        self.state().table.live()
+    }
+
     /// Takes over what another process remembered. Sessions that came along get their uses back by [`Tickets::adopt`].
     pub fn import(&self, from: TicketState) {
         let mut state = self.state();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use mksgate::admin::client::Client;
 use mksgate::admin::{
     Admin, AdminConfig, Control, Failure, Reloaded, RevokeRequest, Server, ServiceState, ServiceStatus,
-    TenantLimits,
+    TenantLimits, Upgraded,
 };
 use mksgate::metrics::{Door, Metrics};
 use mksgate::session::{Registry, Session};
@@ -56,6 +56,12 @@ impl Control for Gate {
         match self.bad_config.lock().unwrap().clone() {
             Some(failure) => Err(failure),
             None => Ok(Reloaded { changed: vec!["tenants.acme".into()], needs_restart: Vec::new() }),
+        }
+    }
+    fn upgrade(self: Arc<Self>) -> Result<Upgraded, Failure> {
+        match self.bad_config.lock().unwrap().clone() {
+            Some(failure) => Err(failure),
+            None => Ok(Upgraded { pid: 4711, version: "9.9.9".into(), sessions: 3 }),
         }
     }
     fn drain(&self, within: Option<Duration>) {
