@@ -20,6 +20,7 @@
 //! * `bail!(Skip::because("needs root"))` where the machine cannot run it at all.
 //! * All of `--quick` takes under 5 minutes, everything under 45: `context.pick(full, quick)`.
 
+pub mod flood;
 pub mod flow;
 pub mod idle;
 pub mod latency;
@@ -88,7 +89,12 @@ pub const ALL: &[Suite] = &[
     Suite { name: "splice", about: "six ways to move bytes between two sockets", peers: &[], run: None },
     Suite { name: "vcenter", about: "consoles by way of a vCenter", peers: &[], run: None },
     Suite { name: "xdp", about: "ns per packet of the XDP program", peers: &[], run: Some(xdp::run) },
-    Suite { name: "flood", about: "a tenant's set-up latency during floods", peers: &[], run: None },
+    Suite {
+        name: "flood",
+        about: "a tenant's set-up latency during floods",
+        peers: &[],
+        run: Some(flood::run),
+    },
     Suite { name: "soak", about: "churn with faults: does anything leak?", peers: &[], run: None },
 ];
 
