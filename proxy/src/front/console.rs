@@ -45,7 +45,8 @@ pub(super) fn check(
     negotiate(head).map_err(|error| {
         let status = match error {
             UpgradeError::Method => Status::MethodNotAllowed,
-            UpgradeError::NoUpgrade => Status::WebSocketRequired,
+            // RFC 6455, 4.2.2: another version is told which one is spoken, as one that asks for no upgrade is.
+            UpgradeError::NoUpgrade | UpgradeError::Version => Status::WebSocketRequired,
             _ => Status::BadRequest,
         };
         (status, format!("Not a WebSocket: {error}."))
