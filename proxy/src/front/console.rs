@@ -5,9 +5,9 @@ use std::sync::Arc;
 use rustls::server::UnbufferedServerConnection;
 use tokio::time::timeout_at;
 
-use super::Refused;
 use super::refused::Who;
 use super::websocket::{Stream, StreamError};
+use super::{FAREWELL, Refused};
 use crate::admission::{Admission, Denied, Entry};
 use crate::backend::{self, BackendError, Console, Dial, Opening, VcenterError};
 use crate::gate::{Caller, Gate, NotAdmitted};
@@ -218,8 +218,7 @@ impl Door<'_> {
 
     /// Tells the client. Whether it still listens changes nothing.
     async fn refuse(&self, mut stream: Stream, (code, words, refused): Told) -> Refused {
-        let within = self.gate.config.load().deadlines.handshake;
-        let _ = tokio::time::timeout(within, stream.close(code, &words)).await;
+        let _ = tokio::time::timeout(FAREWELL, stream.close(code, &words)).await;
         refused
     }
 }

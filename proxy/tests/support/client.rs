@@ -107,8 +107,23 @@ impl Tls {
     }
 
     pub fn send(&mut self, text: &str) -> io::Result<()> {
-        self.tls.writer().write_all(text.as_bytes())?;
-        self.flush()
+        self.send_bytes(text.as_bytes())
+    }
+
+    pub fn send_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        for piece in bytes.chunks(16 * 1024) {
+            self.tls.writer().write_all(piece)?;
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// What comes next, or has come already.
+    pub fn some(&mut self) -> io::Result<Vec<u8>> {
+        while self.plain.is_empty() {
+            self.record()?;
+        }
+        Ok(std::mem::take(&mut self.plain))
     }
 
     pub fn line(&mut self) -> io::Result<String> {
