@@ -38,7 +38,11 @@ enum Task {
         check: bool,
     },
     /// Build the `mksgate` binary, optimised.
-    Build,
+    Build {
+        /// With the FIPS 140-3 validated module of AWS-LC, for `tls.policy = "fips"`; takes CMake, Go and minutes.
+        #[arg(long)]
+        fips: bool,
+    },
     /// Build the XDP program, to be embedded by the next build of `mksgate`.
     Ebpf {
         /// No error where there is no toolchain for it.
@@ -74,7 +78,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Setup { job, check: true } => setup::check(job),
         Task::Setup { job, check: false } => setup::all(job),
-        Task::Build => tasks::build(),
+        Task::Build { fips } => tasks::build(fips),
         Task::Ebpf { if_possible } => ebpf::run(if_possible),
         Task::Demo(args) => demo::run(&args),
         Task::Test { args } => tasks::test(&args),

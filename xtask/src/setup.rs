@@ -20,6 +20,8 @@ const LLVM: &str = "/usr/lib/llvm-22";
 pub enum Job {
     /// `cargo xtask build`
     Build,
+    /// `cargo xtask build --fips`
+    Fips,
     /// `cargo xtask demo --qemu`
     DemoQemu,
     /// `cargo xtask test`
@@ -142,6 +144,20 @@ const NEEDS: &[Need] = &[
             "golang-github-vmware-govmomi-dev",
             "golang-github-google-uuid-dev",
         ]),
+    },
+    Need {
+        what: "testssl",
+        why: "an auditor of another make at the TLS door",
+        jobs: &[Job::Test],
+        found: || find("testssl").is_some(),
+        from: Source::Apt(&["testssl.sh"]),
+    },
+    Need {
+        what: "CMake and Go",
+        why: "build the FIPS 140-3 validated module",
+        jobs: &[Job::Fips],
+        found: || find("cmake").is_some() && find("go").is_some(),
+        from: Source::Apt(&["cmake", "golang-go"]),
     },
     Need {
         what: "cargo-nextest",

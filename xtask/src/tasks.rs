@@ -10,12 +10,16 @@ use crate::sh::{cargo, run, target};
 use crate::vm;
 
 /// The appliance, optimised; with the XDP program and the console page where what they need is there or can be had.
-pub fn build() -> Result<()> {
+pub fn build(fips: bool) -> Result<()> {
+    if fips {
+        setup::all(Some(Job::Fips))?;
+    }
     if let Err(error) = setup::all(Some(Job::Build)) {
         eprintln!("{error:#}\n\nGoing on without: mksgate will have no console page.");
     }
     ebpf::run(true)?;
-    run(cargo().args(["build", "--release", "--locked", "-p", "mksgate"]))?;
+    let feature: &[&str] = if fips { &["--features", "fips"] } else { &[] };
+    run(cargo().args(["build", "--release", "--locked", "-p", "mksgate"]).args(feature))?;
     eprintln!("built {}", target().join("release/mksgate").display());
     Ok(())
 }

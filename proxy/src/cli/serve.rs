@@ -44,6 +44,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
 fn serve(path: &Path, inheritance: &mut Option<Inheritance>) -> Result<(), Failure> {
     let config = Config::load(path)?;
     let filter = log::start(&config)?;
+    tell_of_the_build(&config);
     let listeners = bind(&config, inheritance.as_mut())?;
     let threads = front_threads(&config);
     let gate = build(config, &listeners, inheritance.as_ref().map(Inheritance::epoch))?;
@@ -114,6 +115,20 @@ fn build(config: Config, listeners: &[Listener], epoch: Option<Instant>) -> Resu
         succession: Succession::default(),
         config: ArcSwap::from_pointee(config),
     }))
+}
+
+/// What this binary was built without, where the operator may think it is there.
+fn tell_of_the_build(config: &Config) {
+    if !front::has_page() {
+        tracing::info!(
+            "no console page in this build: /console/ answers 404; build with Node.js and npm (`cargo xtask build`)"
+        );
+    }
+    if config.tls.policy == tls::Policy::Fips && !tls::VALIDATED {
+        tracing::info!(
+            "tls.policy = \"fips\": approved algorithms only, but not by the validated module; `cargo xtask build --fips` builds it in"
+        );
+    }
 }
 
 /// The XDP gate before the first packet is wanted. What it sheds is told in the log and the audit trail, in samples.

@@ -23,6 +23,7 @@ use tokio::task::LocalSet;
 
 pub use inherited::{InheritError, inherited};
 pub use listen::{Listener, bind};
+pub use page::is_built as has_page;
 pub use refused::Refused;
 
 use crate::gate::Gate;

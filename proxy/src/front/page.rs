@@ -10,6 +10,11 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 /// Said where the page was left out of the build.
 const ABSENT: &str = "This build holds no console page: it was made without Node.js and npm. Any viewer that speaks RFB over WebSocket can use wss://<this host>/ticket/<ticket>.\n";
 
+/// Whether this build holds the page.
+pub fn is_built() -> bool {
+    !FILES.is_empty()
+}
+
 /// Whether the path belongs to the page.
 pub(super) fn is_page(path: &str) -> bool {
     path == "/console" || path.starts_with("/console/")

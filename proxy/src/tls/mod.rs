@@ -16,7 +16,7 @@ use rustls::{RootCertStore, ServerConfig};
 
 pub use certificate::{CertificateError, Presented};
 pub use pin::Pinned;
-pub use policy::Policy;
+pub use policy::{Policy, VALIDATED};
 pub use session::Session;
 pub use stream::{TlsError, TlsStream};
 pub use thumbprint::{Thumbprint, ThumbprintError};
@@ -49,5 +49,35 @@ pub fn server_config(
     config.alpn_protocols = Vec::new();
     // For `Records`: after the hand-over the record layer is ours.
     config.enable_secret_extraction = true;
+    // The policy's order counts, whatever a client would like best.
+    config.ignore_client_order = true;
+    if VALIDATED && policy == Policy::Fips && !config.fips() {
+        return Err(rustls::Error::General(
+            "the policy `fips` is not what the validated module approves".into(),
+        ));
+    }
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::sign::CertifiedKey;
+
+    use super::*;
+
+    fn config(policy: Policy) -> ServerConfig {
+        let made = rcgen::generate_simple_self_signed(vec!["console.example".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let key = policy.provider().key_provider.load_private_key(key).unwrap();
+        let presented = Presented::new(CertifiedKey::new(vec![made.cert.der().clone()], key));
+        server_config(policy, presented, None).unwrap()
+    }
+
+    /// Run by hand with `cargo test -p mksgate --features fips fips`: that module takes minutes to build.
+    #[test]
+    fn the_policy_fips_is_fips_where_the_build_has_the_module_and_does_not_claim_it_elsewhere() {
+        assert_eq!(config(Policy::Fips).fips(), VALIDATED);
+        assert!(!config(Policy::Modern).fips(), "ChaCha20 and X25519 are not approved");
+        assert!(config(Policy::Fips).ignore_client_order && config(Policy::Modern).ignore_client_order);
+    }
 }

@@ -9,12 +9,15 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
-    /// TLS 1.2 and 1.3, AES-GCM, P-256 and P-384 only: what FIPS 140-3 approves.
+    /// TLS 1.2 and 1.3, AES-GCM, P-256 and P-384 only: what FIPS 140-3 approves. By the validated module where the build has it.
     Fips,
     /// What rustls offers by default: X25519, hybrid post-quantum exchange and ChaCha20 as well.
     #[default]
     Modern,
 }
+
+/// Whether this build has the FIPS 140-3 validated module (feature `fips`).
+pub const VALIDATED: bool = cfg!(feature = "fips");
 
 impl Policy {
     /// The provider with just what the policy allows.
