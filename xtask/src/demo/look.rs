@@ -21,13 +21,34 @@ pub fn check(demo: &Demo, qemu: bool) -> Result<()> {
     let (_connect, viewer) = start_connect(&demo.files, "mks", demo.tls, &demo.ticket, super::free(5901)?)?;
     console(demo, viewer, qemu)?;
 
-    wait("both consoles in the audit trail", || Ok(audit(demo)?.len() >= 4))?;
+    let browser = browser(demo)?;
+    let records = if browser { 6 } else { 4 };
+    wait("every console in the audit trail", || Ok(audit(demo)?.len() >= records))?;
     println!("\naudit trail:");
     for line in audit(demo)? {
         println!("  {line}");
     }
     println!("\nOK");
     Ok(())
+}
+
+/// The console page, and the console as the page opens it; false where this build has no page.
+fn browser(demo: &Demo) -> Result<bool> {
+    println!("\nA browser's way, {}:", demo.browser());
+    if !super::page_is_there() {
+        return Ok(false);
+    }
+    let mut look = command("node");
+    look.args(["--input-type=module", "--eval", include_str!("page.mjs"), "--"]);
+    look.args([demo.tls.ip().to_string(), demo.tls.port().to_string(), demo.ticket.clone()]);
+    let seen = look.output().context("cannot run node")?;
+    print!("{}", String::from_utf8_lossy(&seen.stdout));
+    if !seen.status.success() {
+        bail!("the console page: {}", String::from_utf8_lossy(&seen.stderr).trim());
+    }
+    wait("the console closed", || Ok(metric(demo, "mksgate_sessions", "tenant=\"demo\"")? < 1.0))?;
+    println!("  closed");
+    Ok(true)
 }
 
 fn console(demo: &Demo, addr: SocketAddr, qemu: bool) -> Result<()> {

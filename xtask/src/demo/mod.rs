@@ -18,7 +18,7 @@ use self::files::Files;
 use self::part::Part;
 use self::signals::Signals;
 use crate::setup::{self, Job};
-use crate::sh::{cargo, command, find, run as run_command, target};
+use crate::sh::{cargo, command, find, root, run as run_command, target};
 
 /// How long a part may take to be ready.
 const READY: Duration = Duration::from_secs(30);
@@ -47,6 +47,10 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     if args.qemu {
         setup::all(Some(Job::DemoQemu))?;
+    }
+    // The console page wants Node.js; all else of the demo works without.
+    if let Err(error) = setup::all(Some(Job::Build)) {
+        eprintln!("{error:#}\n\nGoing on without: there will be no console page for browsers.");
     }
     run_command(
         cargo()
@@ -100,7 +104,11 @@ impl Demo {
         let thumbprint = &self.files.thumbprint;
         println!(
             "
-A console of {VM} is waiting. Paste one of these into another terminal:
+A console of {VM} is waiting. Open this in a browser, which asks once about the demo's own certificate:
+
+  {browser}
+
+Or paste one of these into another terminal:
 
   a VNC viewer           vncviewer {viewer_host}::{viewer_port}
   another, through 902   {mksgate} connect --door authd --listen 127.0.0.1:0 --thumbprint {thumbprint} \\
@@ -114,6 +122,7 @@ A console of {VM} is waiting. Paste one of these into another terminal:
   TICKET                 {ticket}
 
   files                  {dir}: mksgate.toml, audit.jsonl, logs of each part",
+            browser = self.browser(),
             viewer_host = self.viewer.ip(),
             viewer_port = self.viewer.port(),
             authd = self.authd,
@@ -125,6 +134,14 @@ A console of {VM} is waiting. Paste one of these into another terminal:
         );
         if find("vncviewer").is_none() {
             println!("\nNo VNC viewer is installed; `apt-get install tigervnc-viewer` brings one.");
+        }
+    }
+
+    /// The console page's address; the ticket is behind the `#`, which browsers send to no server.
+    fn browser(&self) -> String {
+        match page_is_there() {
+            true => format!("https://{}/console/#ticket={}", self.tls, self.ticket),
+            false => "(this build has no console page: it was made without Node.js and npm)".to_owned(),
         }
     }
 
@@ -227,6 +244,11 @@ fn start_qemu(files: &Files) -> Result<(Part, SocketAddr)> {
         sleep(Duration::from_millis(50));
     }
     Ok((part, addr))
+}
+
+/// Whether the build just made holds the console page.
+fn page_is_there() -> bool {
+    root().join("proxy/console/node_modules/@novnc/novnc/core/rfb.js").is_file()
 }
 
 /// The wanted port of loopback, or any free one where it is taken.
