@@ -97,23 +97,30 @@ fn each_end_is_told_with_its_code_and_its_sentence() {
 }
 
 #[test]
-fn pings_come_as_often_as_configured_and_are_no_activity() {
-    let setup = Setup::new().with("[web]\nping_seconds = 0.1\n[deadlines]\nidle_seconds = 2");
-    let (mut gate, host) = (setup.start(), host(Screen::echo()));
+fn pings_keep_a_silent_connection_awake_and_are_no_activity() {
+    let setup = Setup::new().with("[web]\nping_seconds = 0.1");
+    let (gate, host) = (setup.start(), host(Screen::echo()));
     let mut web = console(&gate, &host);
-    // Answered or not, they keep no console open in which nothing happens.
+    for _ in 0..5 {
+        assert!(matches!(web.next(), Came::Ping(_)));
+    }
+    drop(gate);
+
+    let setup = Setup::new().with("[web]\nping_seconds = 0.1\n[deadlines]\nidle_seconds = 3");
+    let mut gate = setup.start();
+    let mut web = console(&gate, &host);
     let mut pings = 0;
-    let (code, words) = loop {
+    let end = loop {
         match web.next() {
             Came::Ping(_) => pings += 1,
             Came::Close(code, words) => break (code, words),
             other => panic!("{other:?}"),
         }
     };
-    // Twenty are due in two seconds; a machine that is busy may join some.
-    assert!((3..=21).contains(&pings), "{pings} pings in two seconds");
-    let (idle, sentence) = CloseReason::IdleTimeout.words();
-    assert_eq!((code, words.as_str()), (idle.0, sentence));
+    // Answered as they were, they keep no console open in which nothing happens.
+    assert!(pings > 0);
+    let (code, words) = CloseReason::IdleTimeout.words();
+    assert_eq!(end, (code.0, words.to_owned()));
     assert_eq!(gate.wait_closed(), "idle_timeout");
 }
 

@@ -58,10 +58,21 @@ impl Tools {
         None
     }
 
+    /// The Python that has the packages of the tests.
+    pub fn command(&self) -> Command {
+        Command::new(&self.python)
+    }
+
     pub fn capture(&self, vnc: SocketAddr, picture: &Path) -> Result<(), String> {
+        self.capture_with(vnc, &[], picture)
+    }
+
+    pub fn capture_with(&self, vnc: SocketAddr, args: &[&str], picture: &Path) -> Result<(), String> {
         let server = format!("{}::{}", vnc.ip(), vnc.port());
         let output = Command::new(&self.vncdo)
-            .args(["-t", "20", "-s", &server, "capture"])
+            .args(["-t", "20", "-s", &server])
+            .args(args)
+            .arg("capture")
             .arg(picture)
             .output()
             .unwrap();
@@ -106,21 +117,35 @@ impl Machine {
 
     /// One that shows which keys and what of the mouse reach it.
     pub fn boot_echoing(dir: &Path) -> Self {
+        Self::start(dir, &["-boot", "a", "-drive", &Self::floppy(dir)])
+    }
+
+    fn floppy(dir: &Path) -> String {
         let mut floppy = PROGRAM.to_vec();
         floppy.resize(510, 0);
         floppy.extend([0x55, 0xaa]);
         floppy.resize(1_474_560, 0);
         let path = dir.join("floppy.img");
         std::fs::write(&path, floppy).unwrap();
-        let drive = format!("if=floppy,format=raw,readonly=on,file={}", path.display());
-        Self::start(dir, &["-boot", "a", "-drive", &drive])
+        format!("if=floppy,format=raw,readonly=on,file={}", path.display())
+    }
+
+    /// The same, and its VNC server wants this password.
+    pub fn boot_with_password(dir: &Path, password: &str) -> Self {
+        let secret = format!("secret,id=vnc,data={password}");
+        let floppy = Self::floppy(dir);
+        Self::launch(dir, ",password-secret=vnc", &["-object", &secret, "-boot", "a", "-drive", &floppy])
     }
 
     fn start(dir: &Path, more: &[&str]) -> Self {
+        Self::launch(dir, "", more)
+    }
+
+    fn launch(dir: &Path, vnc: &str, more: &[&str]) -> Self {
         let qemu = Command::new("qemu-system-x86_64")
             .args(["-accel", "tcg", "-m", "64", "-nic", "none", "-display", "none", "-monitor", "none"])
             // The first display that is free; which it is, the monitor says.
-            .args(["-serial", "none", "-vnc", "127.0.0.1:100,to=900", "-qmp"])
+            .args(["-serial", "none", "-vnc", &format!("127.0.0.1:100,to=900{vnc}"), "-qmp"])
             .arg(format!("unix:{},server=on,wait=off", dir.join("qmp.sock").display()))
             .args(more)
             .stdin(Stdio::null())
