@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::error::{ApiError, SEE_OPENAPI};
+use super::page;
 use super::peer::Peer;
 use super::{
     Admin, Closed, Drained, Failure, HistView, Reloaded, RevokeRequest, SessionList, SourceList, StatusView,
@@ -82,9 +83,14 @@ pub(super) fn router(admin: Admin, longest: Duration) -> Router {
     build(Routes::public().into_iter().chain(Routes::private()), admin, longest)
 }
 
-/// The router of the loopback port.
+/// The router of the loopback port: the public routes, and a page for people that draws them.
 pub(super) fn loopback_router(admin: Admin, longest: Duration) -> Router {
-    build(Routes::public(), admin, longest).layer(Extension(None::<Peer>))
+    let page = [
+        ("GET", "/", get(page::index)),
+        ("GET", "/status.js", get(page::script)),
+        ("GET", "/status.css", get(page::style)),
+    ];
+    build(Routes::public().into_iter().chain(page), admin, longest).layer(Extension(None::<Peer>))
 }
 
 /// What somebody without permission gets, whatever he asks for.

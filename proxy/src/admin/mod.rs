@@ -1,11 +1,13 @@
 //! The operator's door: HTTP over a Unix socket, described by `openapi.json` (docs/admin-api.md).
 //!
 //! Whoever connects is judged by the kernel's word (`SO_PEERCRED`), not by anything sent: root, the service's own user, and the
-//! configured users and groups. `/metrics`, `/live` and `/ready` can be had on a loopback TCP port too, and nothing else there.
+//! configured users and groups. `/metrics`, `/live` and `/ready` can be had on a loopback TCP port too, with a page that
+//! draws them, and nothing else.
 
 mod api;
 pub mod client;
 mod error;
+mod page;
 mod peer;
 mod server;
 mod types;

@@ -192,6 +192,11 @@ impl Appliance {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid() as i32), signal).unwrap();
     }
 
+    /// The log as far as it was waited for.
+    pub fn seen(&self) -> &[serde_json::Value] {
+        &self.seen
+    }
+
     /// Waits for a log line.
     pub fn wait_log(&mut self, mut wanted: impl FnMut(&serde_json::Value) -> bool) -> serde_json::Value {
         loop {

@@ -4,6 +4,7 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Instant;
 
+use mksgate_common::verdict::Verdict;
 use ratatui::crossterm::event::{KeyCode, KeyModifiers};
 
 use crate::admin::{StatusView, TenantView};
@@ -367,7 +368,7 @@ impl Seen {
             started: sample.status.started.clone(),
             bytes,
             opened: sum_by(&sample.metrics, "mksgate_sessions_opened_total", "tenant").values().sum(),
-            refused: sum_by(&sample.metrics, "mksgate_refusals_total", "reason"),
+            refused: turned_away(&sample.metrics),
         }
     }
 
@@ -379,6 +380,18 @@ impl Seen {
         };
         SessionRow { view, rates }
     }
+}
+
+/// Refusals by reason, and what the XDP gate shed by verdict.
+fn turned_away(metrics: &str) -> BTreeMap<String, f64> {
+    let mut all = sum_by(metrics, "mksgate_refusals_total", "reason");
+    let by_verdict = sum_by(metrics, "mksgate_xdp_packets_total", "verdict");
+    let shed = Verdict::ALL.into_iter().filter(|verdict| verdict.sheds());
+    all.extend(shed.filter_map(|verdict| {
+        let packets = by_verdict.get(verdict.as_str()).filter(|packets| **packets > 0.0)?;
+        Some((format!("xdp {}", verdict.as_str()), *packets))
+    }));
+    all
 }
 
 /// The samples of a metric added up by one of its labels.
@@ -418,11 +431,14 @@ mod tests {
         assert_eq!(model.total.up, 0.0);
         let mut second = sample(2, vec![session(1, "acme", "ann", 3000), session(2, "acme", "bob", 500)]);
         second.metrics = "mksgate_refusals_total{door=\"mks\",tenant=\"\",reason=\"source_rate\"} 30\n\
+            mksgate_xdp_packets_total{verdict=\"tenant_full\"} 8\n\
+            mksgate_xdp_packets_total{verdict=\"pass\"} 900\n\
             mksgate_sessions_opened_total{tenant=\"acme\",door=\"mks\"} 4\n"
             .into();
         model.update(second);
         assert_eq!((model.total.up, model.opened), (1250.0, 2.0));
-        assert_eq!(model.refused, [("source_rate".to_owned(), 10.0)]);
+        let refused = [("source_rate".to_owned(), 10.0), ("xdp tenant_full".to_owned(), 4.0)];
+        assert_eq!(model.refused, refused);
         assert_eq!(model.tenants[0].1.up, 1250.0);
     }
 

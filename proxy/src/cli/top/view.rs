@@ -153,7 +153,7 @@ fn draw_refused(frame: &mut Frame, model: &Model, area: Rect) {
         Row::new([reason.clone(), format!("{rate:.1}/s")]).style(style)
     };
     let table = Table::new(model.refused.iter().map(row), [Constraint::Min(16), Constraint::Length(9)])
-        .block(Block::bordered().title("refused"));
+        .block(Block::bordered().title("refused and shed"));
     frame.render_widget(table, area);
 }
 
@@ -165,7 +165,7 @@ fn draw_sessions(frame: &mut Frame, model: &Model, area: Rect) {
             v.id.to_string(),
             printable(&v.tenant),
             printable(&v.user),
-            printable(&v.vm),
+            printable(machine(&v.vm)),
             v.source.clone(),
             v.backend.peer.clone(),
             age(v.age_seconds),
@@ -203,6 +203,12 @@ fn draw_sessions(frame: &mut Frame, model: &Model, area: Rect) {
         .block(Block::bordered().title(title));
     let mut state = TableState::new().with_selected(model.selection());
     frame.render_stateful_widget(table, area, &mut state);
+}
+
+/// The name at the end of a configuration file's path: the beginning is the same for all of a datastore.
+fn machine(vm: &str) -> &str {
+    let name = vm.rsplit('/').next().unwrap_or(vm);
+    if name.is_empty() { vm } else { name }
 }
 
 fn rates(total: Rates) -> String {
