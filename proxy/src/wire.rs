@@ -3,9 +3,12 @@
 
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, send};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_uring::buf::BoundedBuf;
 
 use crate::config::Sockets;
 use crate::sys;
@@ -63,7 +66,15 @@ impl Wire {
     /// Writes all of it.
     pub async fn write_all(&mut self, bytes: Vec<u8>) -> io::Result<()> {
         match &mut self.stream {
-            Stream::Uring { stream, .. } => stream.write_all(bytes).await.0,
+            Stream::Uring { stream, keep } => {
+                // What is said in a handshake nearly always fits the socket's buffer: then it is one system call, and no
+                // turn of ring and runtime.
+                let sent = send_now(keep, &bytes)?;
+                if sent == bytes.len() {
+                    return Ok(());
+                }
+                stream.write_all(bytes.slice(sent..)).await.0
+            }
             Stream::Tokio(stream) => stream.write_all(&bytes).await,
             Stream::Gone => Err(io::ErrorKind::NotConnected.into()),
         }
@@ -113,6 +124,14 @@ impl Drop for Wire {
             // A read that a deadline abandoned is still in the ring and holds the socket: this completes it.
             let _ = socket2::SockRef::from(&*self).shutdown(Shutdown::Both);
         }
+    }
+}
+
+/// Sends what fits now; 0: nothing.
+fn send_now(socket: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
+    match send(socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+        Err(Errno::EAGAIN | Errno::EINTR) => Ok(0),
+        sent => Ok(sent?),
     }
 }
 

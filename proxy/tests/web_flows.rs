@@ -107,6 +107,25 @@ fn a_flood_of_pings_costs_no_memory() {
     assert_eq!(got, b"still here");
 }
 
+/// One byte at a time, each in a record of its own: headers, payloads, fragments and a ping between them.
+#[test]
+fn frames_that_dribble_in_are_frames() {
+    for (backend, driver) in [(Kind::Raw, Driver::Auto), (Kind::Web(false), Driver::Epoll)] {
+        let mut run = start(driver, (Kind::Web(false), backend), 0, None);
+        let client = &mut run.client;
+        client.frame(false, 2, &[b'a'; 200]);
+        client.frame(true, 9, b"hello?");
+        client.frame(false, 0, b"");
+        client.frame(true, 0, b"bc");
+        for byte in std::mem::take(&mut client.out) {
+            client.out.push(byte);
+            until(client, |far| far.flushed());
+        }
+        until(&mut run.backend, |far| far.got == 202);
+        until(&mut run.client, |far| far.pongs == 1);
+    }
+}
+
 /// With frames that pass whole a pong has to wait for the end of the frame that passes. It came with the next event only, so
 /// that a viewer whose ping fell into the last frame waited for ever.
 #[test]

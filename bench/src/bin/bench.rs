@@ -56,10 +56,10 @@ struct Args {
     /// flow: also measure the engine's other drivers and modes.
     #[arg(long)]
     engines: bool,
-    /// flow: only bulk cases with so many flows; 0: none.
+    /// flow, tls: only bulk cases with so many flows; 0: none.
     #[arg(long)]
     bulk: Vec<usize>,
-    /// flow: only ping-pong cases with so many flows; 0: none.
+    /// flow, tls: only ping-pong cases with so many flows; 0: none.
     #[arg(long)]
     ping_pong: Vec<usize>,
 }

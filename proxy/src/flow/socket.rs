@@ -51,11 +51,10 @@ pub(super) fn recv(from: &OwnedFd, into: &mut [u8]) -> Moved {
 }
 
 /// Receives into several places, one after the other.
-pub(super) fn recv_into<'a>(from: &OwnedFd, places: impl Iterator<Item = &'a mut [u8]>) -> Moved {
-    let mut places: Vec<IoSliceMut<'_>> = places.map(IoSliceMut::new).collect();
-    if let [one] = &mut places[..] {
-        return recv(from, one);
-    }
+pub(super) fn recv_into<'a>(from: &OwnedFd, mut places: impl Iterator<Item = &'a mut [u8]>) -> Moved {
+    let first = places.next().unwrap_or_default();
+    let Some(second) = places.next() else { return recv(from, first) };
+    let mut places: Vec<_> = [first, second].into_iter().chain(places).map(IoSliceMut::new).collect();
     loop {
         let received = recvmsg::<()>(from.as_raw_fd(), &mut places, None, MsgFlags::MSG_DONTWAIT);
         return match received.map(|received| received.bytes) {
@@ -70,11 +69,11 @@ pub(super) fn recv_into<'a>(from: &OwnedFd, places: impl Iterator<Item = &'a mut
 
 /// Sends what fits of several pieces, one after the other; never raises SIGPIPE. Of more than the kernel takes in one call
 /// (`UIO_MAXIOV`) the first.
-pub(super) fn send_from<'a>(to: &OwnedFd, pieces: impl Iterator<Item = &'a [u8]>) -> Moved {
-    let pieces: Vec<IoSlice<'_>> = pieces.take(libc::UIO_MAXIOV as usize).map(IoSlice::new).collect();
-    if let [one] = &pieces[..] {
-        return send(to, one);
-    }
+pub(super) fn send_from<'a>(to: &OwnedFd, mut pieces: impl Iterator<Item = &'a [u8]>) -> Moved {
+    let first = pieces.next().unwrap_or_default();
+    let Some(second) = pieces.next() else { return send(to, first) };
+    let pieces = [first, second].into_iter().chain(pieces).take(libc::UIO_MAXIOV as usize);
+    let pieces: Vec<IoSlice<'_>> = pieces.map(IoSlice::new).collect();
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     moved(|| sendmsg::<()>(to.as_raw_fd(), &pieces, &[], flags, None))
 }
