@@ -11,6 +11,7 @@ use rustls::crypto::CryptoProvider;
 
 use crate::admission::{Admission, Denied, Sources, Tenants};
 use crate::audit::Audit;
+use crate::backend::Hosts;
 use crate::backend::vcenter::Vcenters;
 use crate::config::Config;
 use crate::desk::Desk;
@@ -41,6 +42,8 @@ pub struct Gate {
     pub provider: ArcSwap<CryptoProvider>,
     /// The vCenters.
     pub vcenters: Arc<Vcenters>,
+    /// How the hosts do.
+    pub hosts: Arc<Hosts>,
     /// Sessions of clients that take the appliance for a vCenter.
     pub sdk: SdkSessions,
     /// The ticket desk.

@@ -60,7 +60,8 @@ fn sessions_are_listed_with_both_sockets() {
     running.add("globex", "bob");
     running.registry.get(id).unwrap().counters.up.store(1536, Ordering::Relaxed);
     let all = mksgate(&running, &["sessions", "list"]).unwrap();
-    assert_eq!(all.lines().count(), 3, "{all}");
+    assert_eq!(all.lines().count(), 4, "{all}");
+    assert_eq!(all.lines().last(), Some("failing: 10.0.0.9:902 (refused\\u{1b})"));
     assert!(!all.contains('\u{1b}'), "{all}");
     let line = all.lines().nth(1).unwrap();
     for part in ["acme", "ann\\u{1b}[2J", "1.5 KiB", "192.0.2.1:443", "198.51.100.1:50000", "10.0.0.9:902"] {
@@ -68,12 +69,24 @@ fn sessions_are_listed_with_both_sockets() {
     }
     assert!(!all.contains("SOURCE"), "{all}");
     let some = mksgate(&running, &["sessions", "list", "--user", "bob", "--tenant", "globex"]).unwrap();
-    assert_eq!(some.lines().count(), 2, "{some}");
+    assert_eq!(some.lines().count(), 3, "{some}");
     let json = mksgate(&running, &["sessions", "list", "--json", "--source", "198.51.100.2"]).unwrap();
     let list: SessionList = serde_json::from_str(&json).unwrap();
     assert_eq!(list.sessions.len(), 1);
     let end = mksgate(&running, &["sessions", "list", "--end", "198.51.100.1:50000"]).unwrap();
     assert!(end.contains("acme") && !end.contains("globex"), "{end}");
+}
+
+#[test]
+fn hosts_and_vcenters_are_shown_with_how_they_do() {
+    let shown = mksgate(&Running::new(), &["sessions", "backends"]).unwrap();
+    let lines: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines.len(), 4, "{shown}");
+    assert_eq!(lines[1][..5], ["vcenter", "vc.example:443", "ok", "3", "0"]);
+    assert_eq!(lines[3][..5], ["host", "10.0.0.9:902", "failing", "3", "2"]);
+    let json = mksgate(&Running::new(), &["sessions", "backends", "--json"]).unwrap();
+    let list: mksgate::admin::BackendList = serde_json::from_str(&json).unwrap();
+    assert_eq!((list.hosts.len(), list.vcenters.len()), (2, 1));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mksgate::audit::Audit;
+use mksgate::backend::Hosts;
 use mksgate::backend::vcenter::config::VcenterFile;
 use mksgate::backend::vcenter::{self, Vcenters};
 use mksgate::metrics::{Door, EngineSample, Metrics, ModeBytes, Stage, TicketSample};
@@ -30,6 +31,8 @@ fn busy() -> Arc<Metrics> {
     let settings = vcenter::config::check(&VcenterFile::default(), BTreeMap::new(), |path| path).unwrap();
     let vcenters = Vcenters::new(settings, Policy::Modern.provider());
     metrics.add_source(move |out| vcenters.sample(out));
+    let hosts = Hosts::default();
+    metrics.add_source(move |out| hosts.sample(out));
     for door in Door::ALL {
         metrics.accepted(door);
         metrics.refused(door, "", "source_rate");

@@ -6,11 +6,14 @@ mod vcenter_rig;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
+use std::time::Instant;
 
 use mksgate::ticket::{Claims, TargetKind};
 use mksgate_bench::sim::{Esxi, EsxiConfig, Fault, Faults, Screen, Step, Ticket, Vm};
 use support::client;
 use support::{Appliance, Setup, VM};
+use vcenter_rig::fake::envelope;
+use vcenter_rig::http::{Response, ask};
 use vcenter_rig::vcsim::{Vcsim, host};
 
 fn gate_for(vcenter: &Vcsim, power: &str) -> Appliance {
@@ -77,6 +80,76 @@ fn a_vm_that_is_off_stays_off_unless_the_tenant_says_otherwise() {
     let sealed = ticket(&gate, &vcenter, vm, |_| {});
     echoes(client::open(client::authd(gate.authd), &sealed, vm).unwrap());
     assert!(vcenter.methods().contains(&"PowerOnVM_Task".to_owned()));
+}
+
+/// A client of `/sdk` by hand.
+struct Sdk {
+    gate: SocketAddr,
+    cookie: String,
+}
+
+impl Sdk {
+    fn open(gate: &Appliance, sealed: &str) -> Self {
+        let mut sdk = Self { gate: gate.tls, cookie: String::new() };
+        let (this, ticket) = ("SessionManager", format!("<cloneTicket>{sealed}</cloneTicket>"));
+        let opened = sdk.ask("CloneSession", "SessionManager", this, &ticket);
+        assert_eq!(opened.status, 200, "{opened:?}");
+        sdk.cookie = opened.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+        sdk
+    }
+
+    fn ask(&self, method: &str, kind: &str, id: &str, parameters: &str) -> Response {
+        let head = format!(
+            "POST /sdk HTTP/1.1\r\nContent-Type: text/xml\r\nSOAPAction: \"urn:vim25/6.5\"\r\nCookie: {}\r\n",
+            self.cookie
+        );
+        let body = envelope(&format!(
+            "<{method} xmlns=\"urn:vim25\"><_this type=\"{kind}\">{id}</_this>{parameters}</{method}>"
+        ));
+        ask(self.gate, &head, &body)
+    }
+
+    fn wait_power(&self, vm: &str, state: &str) {
+        let began = Instant::now();
+        let filter = format!(
+            "<specSet><propSet><type>VirtualMachine</type><pathSet>runtime.powerState</pathSet></propSet><objectSet><obj type=\"VirtualMachine\">{vm}</obj></objectSet></specSet><options/>"
+        );
+        let read =
+            || self.ask("RetrievePropertiesEx", "PropertyCollector", "propertyCollector", &filter).body;
+        while !read().contains(&format!(">{state}<")) {
+            assert!(began.elapsed() < support::PATIENCE, "{vm} never became {state}: {}", read());
+        }
+    }
+}
+
+#[test]
+fn power_is_the_tenants_to_allow_and_a_suspended_machine_is_resumed_where_that_is_implicit() {
+    let host = host(1);
+    let Some(vcenter) = Vcsim::start(&host, &[]) else { return };
+    let vm = vcenter.vms[0].as_str();
+    for power in ["none", "operations", "implicit"] {
+        let gate = gate_for(&vcenter, power);
+        let sealed = ticket(&gate, &vcenter, vm, |_| {});
+        let sdk = Sdk::open(&gate, &sealed);
+        let off = sdk.ask("SuspendVM_Task", "VirtualMachine", vm, "");
+        let asked = vcenter.methods();
+        if power == "none" {
+            assert!(off.status == 500 && off.body.contains("NoPermission"), "{off:?}");
+            assert!(!asked.contains(&"SuspendVM_Task".to_owned()), "{asked:?}");
+            continue;
+        }
+        assert_eq!(off.status, 200, "{off:?}");
+        sdk.wait_power(vm, "suspended");
+        let console = client::open(client::authd(gate.authd), &sealed, vm);
+        if power == "implicit" {
+            echoes(console.unwrap());
+            assert!(vcenter.methods().contains(&"PowerOnVM_Task".to_owned()));
+        } else {
+            assert!(console.unwrap_err().starts_with("511"));
+            assert_eq!(sdk.ask("PowerOnVM_Task", "VirtualMachine", vm, "").status, 200);
+            sdk.wait_power(vm, "poweredOn");
+        }
+    }
 }
 
 #[test]

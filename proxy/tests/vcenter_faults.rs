@@ -177,7 +177,7 @@ fn another_certificate_gets_neither_password_nor_session() {
 
 #[test]
 fn a_dead_vcenter_costs_its_own_tenants_only() {
-    let (_host, console) = host();
+    let (host, console) = host();
     let dead = FakeVcenter::start(console.clone(), |_| Answer::Hang);
     let alive = FakeVcenter::start(console, |_| Answer::Usual);
     let setup = Setup::new();
@@ -200,6 +200,16 @@ fn a_dead_vcenter_costs_its_own_tenants_only() {
         let refused = refused.join().unwrap();
         assert!(refused.starts_with("514"), "{refused}");
     }
+    let listed = String::from_utf8(gate.command(&["sessions", "backends"]).stdout).unwrap();
+    let line = |address: SocketAddr| {
+        let line = listed.lines().find(|line| line.contains(&format!(" {address} "))).unwrap_or_default();
+        line.split_whitespace().take(3).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(line(dead.address), ["vcenter", &dead.address.to_string(), "failing"], "{listed}");
+    assert_eq!(line(alive.address), ["vcenter", &alive.address.to_string(), "ok"], "{listed}");
+    assert_eq!(line(host.addr()), ["host", &host.addr().to_string(), "ok"], "{listed}");
+    let sessions = String::from_utf8(gate.command(&["sessions", "list"]).stdout).unwrap();
+    assert!(sessions.contains(&format!("failing: {} (", dead.address)), "{sessions}");
     // Left alone from now on: refused without a call.
     while gate.metric("mksgate_vcenter_breaker_open", &["vcenter=\"dead\""]) == 0.0 {
         open(gate.authd, &ticket(&gate, &dead, |_| {})).unwrap_err();
@@ -300,6 +310,19 @@ fn the_accounts_session_is_opened_again_when_lost_and_logged_out_at_the_end() {
     assert_eq!(vcenter.methods(), [&ask[..], &login, &ask].concat());
     gate.stop();
     assert_eq!(vcenter.methods(), ["Logout"]);
+}
+
+#[test]
+fn a_session_nobody_uses_is_logged_out_and_another_is_opened_for_the_next() {
+    let (_host, console) = host();
+    let vcenter = FakeVcenter::start(console, |_| Answer::Usual);
+    let gate = gate_for(&vcenter, "[vcenter]\nsession_idle_seconds = 0.5\n");
+    let sealed = ticket(&gate, &vcenter, |_| {});
+    echoes(open(gate.authd, &sealed).unwrap());
+    vcenter.wait_calls("Logout", 1);
+    vcenter.calls();
+    echoes(open(gate.authd, &sealed).unwrap());
+    assert_eq!(vcenter.methods()[..2], ["RetrieveServiceContent", "Login"]);
 }
 
 #[test]

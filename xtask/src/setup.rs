@@ -133,7 +133,7 @@ const NEEDS: &[Need] = &[
     Need {
         what: "govmomi and Go",
         why: "a vCenter of another make (its simulator)",
-        jobs: &[Job::Test],
+        jobs: &[Job::Test, Job::Bench],
         found: || {
             Path::new("/usr/share/gocode/src/github.com/vmware/govmomi/simulator").is_dir()
                 && Path::new("/usr/share/gocode/src/github.com/google/uuid").is_dir()

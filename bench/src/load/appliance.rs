@@ -39,6 +39,16 @@ impl Appliance {
 
     /// The same with this certificate and key in place of a self-signed one of its own.
     pub fn start_with(context: &Context, cores: Option<&str>, identity: Option<&Identity>) -> Result<Self> {
+        Self::start_configured(context, cores, identity, |_| Ok(String::new()))
+    }
+
+    /// The same with more sections in its configuration, made for its directory.
+    pub fn start_configured(
+        context: &Context,
+        cores: Option<&str>,
+        identity: Option<&Identity>,
+        more: impl FnOnce(&Path) -> Result<String>,
+    ) -> Result<Self> {
         let program = match &context.options.mksgate {
             Some(program) => program.clone(),
             None => own("mksgate")?,
@@ -51,7 +61,7 @@ impl Appliance {
             fs::copy(&identity.key, dir.join("key.pem"))?;
         }
         let config = dir.join("mksgate.toml");
-        fs::write(&config, CONFIG)?;
+        fs::write(&config, format!("{CONFIG}\n{}", more(&dir)?))?;
         let mut command = match (cores, find("taskset")) {
             (Some(cores), Some(taskset)) => {
                 let mut command = Command::new(taskset);
@@ -96,6 +106,11 @@ impl Appliance {
             thumbprints: vec![host.thumbprint_sha256()],
             tls: None,
         };
+        self.way_to(door, vm, target)
+    }
+
+    /// A way to wherever a ticket may point.
+    pub fn way_to(&mut self, door: Door, vm: &str, target: Target) -> Result<Way> {
         let ticket = self.mint(vm, target)?;
         let address = if door == Door::Authd { self.authd } else { self.tls };
         Ok(Way { door, address, ticket: ticket.into(), vm: vm.into() })

@@ -70,6 +70,21 @@ impl Process {
         Ok(line.trim_end().to_owned())
     }
 
+    /// The lines it prints, up to the first that begins with `last`; what it prints later is thrown away.
+    pub fn lines_until(&mut self, last: &str) -> Result<Vec<String>> {
+        let stdout = self.child.stdout.take().context("its output was read before")?;
+        let (mut reader, mut lines) = (BufReader::new(stdout), Vec::new());
+        while lines.last().is_none_or(|line: &String| !line.starts_with(last)) {
+            let mut line = String::new();
+            if reader.read_line(&mut line)? == 0 {
+                bail!("{} ended before it printed {last:?}{}", self.name, self.tail());
+            }
+            lines.push(line.trim_end().to_owned());
+        }
+        std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+        Ok(lines)
+    }
+
     /// Waits until its log holds these words, and returns the log.
     pub fn await_log(&mut self, words: &str) -> Result<String> {
         let limit = Instant::now() + READY;

@@ -27,6 +27,7 @@ pub mod latency;
 pub mod scale;
 pub mod sessions;
 pub mod tls;
+pub mod vcenter;
 pub mod xdp;
 
 use anyhow::Result;
@@ -87,7 +88,7 @@ pub const ALL: &[Suite] = &[
         run: Some(scale::run),
     },
     Suite { name: "splice", about: "six ways to move bytes between two sockets", peers: &[], run: None },
-    Suite { name: "vcenter", about: "consoles by way of a vCenter", peers: &[], run: None },
+    Suite { name: "vcenter", about: "consoles by way of a vCenter", peers: &[], run: Some(vcenter::run) },
     Suite { name: "xdp", about: "ns per packet of the XDP program", peers: &[], run: Some(xdp::run) },
     Suite {
         name: "flood",

@@ -20,8 +20,8 @@ use super::error::{ApiError, SEE_OPENAPI};
 use super::page;
 use super::peer::Peer;
 use super::{
-    Admin, Closed, Drained, Failure, HistView, Reloaded, RevokeRequest, SessionList, SourceList, StatusView,
-    TenantList, TenantView, Upgraded,
+    Admin, BackendList, Closed, Drained, Failure, HistView, Reloaded, RevokeRequest, SessionList, SourceList,
+    StatusView, TenantList, TenantView, Upgraded,
 };
 use crate::metrics;
 use crate::session::{Selector, rfc3339};
@@ -65,6 +65,7 @@ impl Routes {
             ("POST", "/v1/sessions/close", post(close_many)),
             ("POST", "/v1/tickets/revoke", post(revoke)),
             ("GET", "/v1/tenants", get(tenants)),
+            ("GET", "/v1/backends", get(backends)),
             ("GET", "/v1/xdp", get(xdp)),
             ("GET", "/v1/xdp/sources", get(xdp_sources)),
             ("GET", "/v1/hist", get(hist)),
@@ -253,6 +254,10 @@ async fn tenants(State(admin): State<Admin>) -> Answer<TenantList> {
         })
         .collect();
     Ok(Json(TenantList { tenants }))
+}
+
+async fn backends(State(admin): State<Admin>) -> Json<BackendList> {
+    Json(admin.control.backends())
 }
 
 async fn xdp(State(admin): State<Admin>) -> Answer<ShedStatus> {

@@ -19,8 +19,8 @@ pub use api::{OPENAPI, Routes};
 pub use error::Failure;
 pub use server::{AdminConfig, AdminError, Server};
 pub use types::{
-    Closed, Drained, HistView, Reloaded, RevokeRequest, ServiceState, ServiceStatus, SessionList, SourceList,
-    StatusView, TenantLimits, TenantList, TenantView, Upgraded,
+    BackendList, BackendView, Closed, Drained, HistView, Reloaded, RevokeRequest, ServiceState,
+    ServiceStatus, SessionList, SourceList, StatusView, TenantLimits, TenantList, TenantView, Upgraded,
 };
 
 use crate::metrics::Metrics;
@@ -44,6 +44,9 @@ pub trait Control: Send + Sync + 'static {
 
     /// The configured tenants and their limits.
     fn tenants(&self) -> Vec<TenantLimits>;
+
+    /// How hosts and vCenters do.
+    fn backends(&self) -> BackendList;
 
     /// The XDP gate.
     fn xdp(&self) -> ShedStatus;

@@ -73,6 +73,37 @@ pub struct SessionList {
     pub sessions: Vec<SessionView>,
 }
 
+/// `GET /v1/backends`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendList {
+    /// Hosts that consoles were opened at, by name.
+    pub hosts: Vec<BackendView>,
+    /// vCenters that were asked.
+    pub vcenters: Vec<BackendView>,
+}
+
+/// A host or a vCenter, as real connections found it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendView {
+    /// Name or address, and port.
+    pub address: String,
+    /// The section of the configuration, for a vCenter with an account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Whether the last connection failed; a vCenter: whether it is left alone for a while.
+    pub failing: bool,
+    /// Connections, or calls, that were answered.
+    pub answered: u64,
+    /// Those that came to nothing.
+    pub failed: u64,
+    /// Why the last failure was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// When that was, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error_at: Option<String>,
+}
+
 /// `GET /v1/xdp/sources`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceList {

@@ -1,7 +1,7 @@
 //! A console of any kind as a leg of a flow, for doors that speak WebSocket to their clients.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use aws_lc_rs::rand;
 use base64::Engine;
@@ -10,7 +10,9 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::crypto::CryptoProvider;
 
 use super::vcenter::{ConsoleKind, Vcenters};
-use super::{BackendError, Dial, EsxiMks, Step, VcenterError, ask_vcenter, esxi_webmks, two_pass, vnc};
+use super::{
+    BackendError, Dial, EsxiMks, Hosts, Step, VcenterError, ask_vcenter, esxi_webmks, two_pass, vnc,
+};
 use crate::flow::Leg;
 use crate::metrics::{Metrics, Stage};
 use crate::ticket::{Target, TargetKind};
@@ -37,6 +39,8 @@ pub struct Opening<'a> {
     pub provider: Arc<CryptoProvider>,
     /// Whom to ask where the target is at a vCenter.
     pub vcenters: &'a Vcenters,
+    /// Where it is noted how hosts do.
+    pub hosts: &'a Hosts,
     /// Where the steps are timed.
     pub metrics: &'a Metrics,
 }
@@ -60,9 +64,24 @@ async fn open_host(target: &Target, vm: &str, how: &Opening<'_>) -> Result<Conso
         TargetKind::EsxiWebmks => esxi_webmks::open(target, how).await,
         TargetKind::Vnc => vnc::open(target, how).await,
         TargetKind::Vcenter => Err(BackendError::Unsupported("vcenter, named by a vCenter")),
-    }?;
+    };
+    how.hosts.note(
+        &target.host,
+        target.port.unwrap_or_else(|| usual_port(target.kind)),
+        &console,
+        SystemTime::now(),
+    );
+    let console = console?;
     how.metrics.record(Stage::BackendHandshake, began.elapsed());
     Ok(console)
+}
+
+fn usual_port(kind: TargetKind) -> u16 {
+    match kind {
+        TargetKind::EsxiMks | TargetKind::EsxTwoPass => 902,
+        TargetKind::Vnc => 5900,
+        TargetKind::EsxiWebmks | TargetKind::Vcenter => 443,
+    }
 }
 
 /// WebMKS, which needs no TLS inside TLS; authd where the vCenter does not know that kind of ticket.

@@ -4,6 +4,7 @@ mod address;
 mod console;
 mod esxi_mks;
 mod esxi_webmks;
+pub mod health;
 mod reach;
 mod two_pass;
 pub mod vcenter;
@@ -17,6 +18,7 @@ use thiserror::Error;
 pub use address::{Dial, dial};
 pub use console::{Console, Opening, open};
 pub use esxi_mks::EsxiMks;
+pub use health::Hosts;
 pub use reach::{Reached, ask_vcenter, moref, reach};
 pub use vcenter::VcenterError;
 
@@ -175,6 +177,34 @@ impl BackendError {
             Self::Unexpected { .. } => "backend_unexpected",
             Self::Internal(_) => "internal",
         }
+    }
+
+    /// Whether the host itself is what failed.
+    pub fn is_of_host(&self) -> bool {
+        matches!(
+            self,
+            Self::Resolve { .. }
+                | Self::Unreachable { .. }
+                | Self::Timeout { .. }
+                | Self::Closed { .. }
+                | Self::NotAuthd(_)
+                | Self::PlainBanner
+                | Self::WrongCertificate
+                | Self::Tls(_)
+                | Self::Rfb(_)
+        )
+    }
+
+    /// Whether a host that is well said this.
+    pub fn is_answer_of_host(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused { .. }
+                | Self::SecondPass
+                | Self::NoSecondPass
+                | Self::NotWebSocket(_)
+                | Self::Unexpected { .. }
+        )
     }
 
     /// Whether the VM may be at another host by now: this one is gone, or does not know the ticket or the VM.

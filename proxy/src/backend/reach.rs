@@ -1,7 +1,8 @@
 //! From a Permit to a host that took its ticket, whatever kind of target the ticket names.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
+use super::esxi_mks::PORT;
 use super::vcenter::{ConsoleKind, Vcenters, Wanted};
 use super::{BackendError, Dial, EsxiMks, two_pass};
 use crate::config::{ConsolePower, Tenant};
@@ -60,6 +61,12 @@ pub fn moref<'a>(target: &'a Target, vm: &'a str) -> &'a str {
 }
 
 async fn reach_host(gate: &Gate, target: &Target, vm: &str, how: Dial<'_>) -> Result<Reached, BackendError> {
+    let reached = try_host(gate, target, vm, how).await;
+    gate.hosts.note(&target.host, target.port.unwrap_or(PORT), &reached, SystemTime::now());
+    reached
+}
+
+async fn try_host(gate: &Gate, target: &Target, vm: &str, how: Dial<'_>) -> Result<Reached, BackendError> {
     let within = gate.config.load().deadlines.backend;
     let provider = gate.provider.load_full();
     let began = Instant::now();

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use super::log;
 use crate::admission::{Sources, Tenants};
 use crate::audit::Audit;
+use crate::backend::Hosts;
 use crate::backend::vcenter::Vcenters;
 use crate::config::Config;
 use crate::control::{self, Control, Doors};
@@ -89,6 +90,9 @@ fn build(config: Config, listeners: &[Listener], epoch: Option<Instant>) -> Resu
     let vcenters = Vcenters::new(config.vcenter.clone(), provider.clone());
     let sampled = vcenters.clone();
     metrics.add_source(move |out| sampled.sample(out));
+    let hosts = Arc::<Hosts>::default();
+    let sampled = hosts.clone();
+    metrics.add_source(move |out| sampled.sample(out));
     let xdp = start_xdp(&config, listeners, &audit)?;
     let (shed, counts) = (xdp.clone(), xdp.clone());
     metrics.add_source(move |out| shed.sample(out));
@@ -107,6 +111,7 @@ fn build(config: Config, listeners: &[Listener], epoch: Option<Instant>) -> Resu
         xdp,
         engines,
         vcenters,
+        hosts,
         sdk: SdkSessions::default(),
         desk: Desk::default(),
         ports: ports(listeners),

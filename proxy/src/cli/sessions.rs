@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use clap::{Args, Subcommand};
 
-use super::output::{Align, Outcome, Report, SocketArg, age, bytes, print, table, to_json};
+use super::output::{Align, Outcome, Report, SocketArg, age, bytes, print, printable, table, to_json};
 use crate::admin::client::{Client, with_query};
-use crate::admin::{Closed, SessionList};
+use crate::admin::{BackendList, BackendView, Closed, SessionList};
 use crate::session::{Selector, SessionView};
 
 /// `mksgate sessions …`
@@ -20,6 +20,8 @@ pub struct SessionsCommand {
 enum Verb {
     /// List the live consoles with both sockets of each, as `ss -tn` prints them
     List(List),
+    /// Show how the hosts and vCenters behind do
+    Backends(Backends),
     /// End consoles at once
     Close(Close),
 }
@@ -30,6 +32,15 @@ struct List {
     socket: SocketArg,
     #[command(flatten)]
     filter: Filter,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+struct Backends {
+    #[command(flatten)]
+    socket: SocketArg,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -89,6 +100,7 @@ impl SessionsCommand {
     pub fn report(&self) -> Report {
         match &self.verb {
             Verb::List(list) => list.report(),
+            Verb::Backends(backends) => backends.report(),
             Verb::Close(close) => close.report(),
         }
     }
@@ -97,8 +109,55 @@ impl SessionsCommand {
 impl List {
     fn report(&self) -> Report {
         let list = fetch(&self.socket.client(), &self.filter.selector())?;
-        if self.json { to_json(&list) } else { Ok(render(&list.sessions)) }
+        if self.json {
+            return to_json(&list);
+        }
+        let backends: BackendList = self.socket.client().get("/v1/backends")?;
+        Ok(render(&list.sessions) + &trouble(&backends))
     }
+}
+
+impl Backends {
+    fn report(&self) -> Report {
+        let list: BackendList = self.socket.client().get("/v1/backends")?;
+        if self.json { to_json(&list) } else { Ok(render_backends(&list)) }
+    }
+}
+
+/// A line for each backend that fails just now; nothing where all are well.
+fn trouble(list: &BackendList) -> String {
+    let failing = list.hosts.iter().chain(&list.vcenters).filter(|backend| backend.failing);
+    failing
+        .map(|backend| {
+            let why = backend.last_error.as_deref().unwrap_or("no reason known");
+            printable(&format!("failing: {} ({why})", backend.address)) + "\n"
+        })
+        .collect()
+}
+
+fn render_backends(list: &BackendList) -> String {
+    const HEAD: [(&str, Align); 6] = [
+        ("KIND", Align::Left),
+        ("ADDRESS", Align::Left),
+        ("STATE", Align::Left),
+        ("ANSWERED", Align::Right),
+        ("FAILED", Align::Right),
+        ("LAST ERROR", Align::Left),
+    ];
+    let row = |kind: &str, backend: &BackendView| {
+        let error = backend.last_error.clone().zip(backend.last_error_at.clone());
+        vec![
+            kind.to_owned(),
+            backend.address.clone(),
+            if backend.failing { "failing" } else { "ok" }.to_owned(),
+            backend.answered.to_string(),
+            backend.failed.to_string(),
+            error.map_or(String::new(), |(why, at)| format!("{at} {why}")),
+        ]
+    };
+    let vcenters = list.vcenters.iter().map(|vcenter| row("vcenter", vcenter));
+    let rows: Vec<_> = vcenters.chain(list.hosts.iter().map(|host| row("host", host))).collect();
+    table(&HEAD, &rows)
 }
 
 impl Close {

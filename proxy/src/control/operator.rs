@@ -2,12 +2,15 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::Control;
 use crate::admin::{
-    self, Failure, Reloaded, RevokeRequest, ServiceState, ServiceStatus, TenantLimits, Upgraded,
+    self, BackendList, BackendView, Failure, Reloaded, RevokeRequest, ServiceState, ServiceStatus,
+    TenantLimits, Upgraded,
 };
+use crate::backend::health::Host;
+use crate::backend::vcenter;
 use crate::session::{CloseReason, rfc3339};
 use crate::ticket::Revocation;
 use crate::xdp::{LoudSource, ShedStatus};
@@ -60,6 +63,35 @@ impl admin::Control for Control {
             max_sessions_per_user: view.tenant.max_sessions_per_user,
         };
         self.gate.tenants.list().into_iter().map(limits).collect()
+    }
+
+    fn backends(&self) -> BackendList {
+        let error = |last: Option<(SystemTime, String)>| match last {
+            Some((at, why)) => (Some(why), Some(rfc3339(at))),
+            None => (None, None),
+        };
+        let host = |(address, host): (String, Host)| {
+            let failing = host.is_failing();
+            let (last_error, last_error_at) = error(host.last_failure);
+            let (answered, failed) = (host.answered, host.failed);
+            BackendView { address, name: None, failing, answered, failed, last_error, last_error_at }
+        };
+        let vcenter = |health: vcenter::Health| {
+            let (last_error, last_error_at) = error(health.last_error);
+            BackendView {
+                address: health.address,
+                name: health.name,
+                failing: health.refusing || health.failing,
+                answered: health.calls.saturating_sub(health.failures),
+                failed: health.failures,
+                last_error,
+                last_error_at,
+            }
+        };
+        BackendList {
+            hosts: self.gate.hosts.list().into_iter().map(host).collect(),
+            vcenters: self.gate.vcenters.health().into_iter().map(vcenter).collect(),
+        }
     }
 
     fn xdp(&self) -> ShedStatus {

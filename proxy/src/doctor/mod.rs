@@ -2,6 +2,7 @@
 //! it makes of it (`judge`), so that every judgement is tested without the trouble it is about.
 
 mod audit;
+mod backends;
 mod certificate;
 mod clock;
 mod config;
@@ -123,6 +124,9 @@ pub fn examine(options: &Options) -> Vec<Finding> {
     }
     if let Some(config) = &config {
         findings.extend(doors::examine(config, running));
+    }
+    if let Some(config) = &config {
+        findings.extend(backends::examine(&config.admin.socket));
     }
     findings.extend(reach::examine(config.as_ref(), &options.hosts));
     if let (Some(public), Some(config)) = (&options.public, &config) {

@@ -20,7 +20,9 @@ const MOST: usize = 64;
 pub(super) fn examine(config: Option<&Config>, hosts: &[String]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut targets = BTreeSet::new();
-    for host in hosts {
+    let accounts = config.into_iter().flat_map(|config| config.vcenter.accounts.values());
+    let vcenters: Vec<String> = accounts.map(|account| named(&account.host, account.port)).collect();
+    for host in hosts.iter().chain(&vcenters) {
         match resolve(host) {
             Ok(addresses) => targets.extend(addresses),
             Err(error) => findings.push(Finding::fail(
@@ -49,6 +51,11 @@ pub(super) fn examine(config: Option<&Config>, hosts: &[String]) -> Vec<Finding>
             .map(|(target, outcome)| judge(target, &outcome)),
     );
     findings
+}
+
+/// `host:port` of a vCenter with an account.
+fn named(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 fn resolve(host: &str) -> io::Result<Vec<SocketAddr>> {

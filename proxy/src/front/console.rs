@@ -157,6 +157,7 @@ impl Door<'_> {
             within: config.deadlines.backend,
             provider: self.gate.provider.load_full(),
             vcenters: &self.gate.vcenters,
+            hosts: &self.gate.hosts,
             metrics: &self.gate.metrics,
         };
         let opened = backend::open(permit.target(), permit.vm(), opening).await;

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mksgate::admin::client::Client;
 use mksgate::admin::{
-    Admin, AdminConfig, Control, Failure, Reloaded, RevokeRequest, Server, ServiceState, ServiceStatus,
-    TenantLimits, Upgraded,
+    Admin, AdminConfig, BackendList, BackendView, Control, Failure, Reloaded, RevokeRequest, Server,
+    ServiceState, ServiceStatus, TenantLimits, Upgraded,
 };
 use mksgate::metrics::{Door, Metrics};
 use mksgate::session::{Registry, Session};
@@ -38,6 +38,16 @@ impl Control for Gate {
     fn tenants(&self) -> Vec<TenantLimits> {
         let tenant = |name: &str, number| TenantLimits { name: name.into(), number, ..Default::default() };
         vec![TenantLimits { max_sessions: Some(5), ..tenant("acme", 1) }, tenant("globex", 2)]
+    }
+    fn backends(&self) -> BackendList {
+        let host = |address: &str| BackendView { address: address.into(), answered: 3, ..Default::default() };
+        let failing = BackendView {
+            failing: true,
+            failed: 2,
+            last_error: Some("refused\u{1b}".into()),
+            ..host("10.0.0.9:902")
+        };
+        BackendList { hosts: vec![host("10.0.0.8:902"), failing], vcenters: vec![host("vc.example:443")] }
     }
     fn xdp(&self) -> ShedStatus {
         ShedStatus { off: Some("not here".into()), gate: None, packets: Vec::new(), tenants: Vec::new() }

@@ -4,3 +4,4 @@
 pub mod fake;
 pub mod http;
 pub mod vcsim;
+pub mod webmks;

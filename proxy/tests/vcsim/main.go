@@ -1,6 +1,6 @@
 // A vCenter to test against: govmomi's simulator, with console tickets added by an overlay (ticket.go).
 //
-// Prints what a test waits for, one line each: "vm ID PATH", "listening URL", "call METHOD OBJECT", "ticket KIND VM".
+// Prints what a test waits for, one line each: "vm ID PATH", "certificate SHA256", "listening ADDRESS", "call METHOD OBJECT", "ticket KIND VM".
 // GET /mark/N prints "mark N": whoever reads that has read every call before it.
 package main
 
@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -35,7 +36,7 @@ var (
 )
 
 // recorder says what was asked before it is answered, and answers as late as a far vCenter does.
-func recorder(next http.Handler, latency time.Duration) http.Handler {
+func recorder(next http.Handler, latency time.Duration, quiet bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/mark/") {
 			// Everything before this was printed.
@@ -55,7 +56,9 @@ func recorder(next http.Handler, latency time.Duration) http.Handler {
 		if found := object.FindSubmatch(body); found != nil {
 			this = string(found[1])
 		}
-		fmt.Println("call", name, this)
+		if !quiet {
+			fmt.Println("call", name, this)
+		}
 		time.Sleep(latency)
 		next.ServeHTTP(w, r)
 	})
@@ -90,11 +93,15 @@ func main() {
 	flag.StringVar(&simulator.Console.Host, "console-host", "127.0.0.1", "host of consoles")
 	flag.StringVar(&simulator.Console.Thumb, "console-thumbprint", "", "thumbprint of that host")
 	flag.StringVar(&simulator.Console.Path, "console-path", "", "configuration file in tickets, in place of the machine's own")
+	quiet := flag.Bool("quiet", false, "print no calls")
+	flag.StringVar(&simulator.Console.Ticket, "console-ticket", "", "what every ticket says, in place of a number of its own")
 	off := flag.Bool("off", false, "machines are powered off")
 	flag.BoolVar(&simulator.Console.Old, "old", false, "no AcquireTicket, as before vSphere 4.1")
 	flag.Parse()
 	simulator.Console.Port = int32(*port)
-	simulator.Console.Issued = func(kind, vm string) { fmt.Println("ticket", kind, vm) }
+	if !*quiet {
+		simulator.Console.Issued = func(kind, vm string) { fmt.Println("ticket", kind, vm) }
+	}
 	model := simulator.VPX()
 	model.Machine = *machines
 	model.Autostart = !*off
@@ -110,9 +117,11 @@ func main() {
 	}
 	model.Service.RegisterEndpoints = true
 	model.Service.Listen = &url.URL{Host: *listen, User: url.UserPassword(*user, *password)}
-	model.Service.TLS = &tls.Config{Certificates: []tls.Certificate{certificate()}}
+	shown := certificate()
+	model.Service.TLS = &tls.Config{Certificates: []tls.Certificate{shown}}
+	fmt.Printf("certificate %x\n", sha256.Sum256(shown.Certificate[0]))
 	server := model.Service.NewServer()
-	server.Config.Handler = recorder(server.Config.Handler, *latency)
+	server.Config.Handler = recorder(server.Config.Handler, *latency, *quiet)
 	fmt.Println("listening", server.URL.Host)
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)

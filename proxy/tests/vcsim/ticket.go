@@ -12,15 +12,18 @@ import (
 
 // Console is where tickets point.
 var Console = struct {
-	Host, Thumb, Path string
-	Port              int32
-	Old               bool
-	Issued            func(kind, vm string)
+	Host, Thumb, Path, Ticket string
+	Port                      int32
+	Old                       bool
+	Issued                    func(kind, vm string)
 }{Host: "127.0.0.1", Port: 902}
 
 var issued int64
 
 func nextTicket() string {
+	if Console.Ticket != "" {
+		return Console.Ticket
+	}
 	return fmt.Sprintf("console-ticket-%d", atomic.AddInt64(&issued, 1))
 }
 

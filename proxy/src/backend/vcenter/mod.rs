@@ -38,7 +38,7 @@ use session::{Asked, Credentials, Session, With};
 /// Where a tenant's consoles and vCenters may be.
 pub type Reach<'a> = &'a [TargetRange];
 
-/// How often sessions are looked after.
+/// How often sessions are looked after, unless they are to be logged out sooner.
 const ROUND: Duration = Duration::from_secs(30);
 /// Longest time for logging out of everything at the end.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -62,6 +62,8 @@ pub struct Health {
     pub faults: u64,
     /// Calls that failed.
     pub failures: u64,
+    /// Whether the last call failed.
+    pub failing: bool,
     /// Whether the circuit breaker refuses calls.
     pub refusing: bool,
     /// The last failure.
@@ -116,7 +118,8 @@ impl Vcenters {
         let pool = self.pool.clone();
         handle.spawn(async move {
             loop {
-                tokio::time::sleep(ROUND).await;
+                let round = ROUND.min(pool.settings.load().vcenter.session_idle);
+                tokio::time::sleep(round).await;
                 pool.look_after().await;
             }
         });
@@ -292,6 +295,7 @@ impl Settings {
             calls: endpoint.counts.calls.load(Relaxed),
             faults: endpoint.counts.faults.load(Relaxed),
             failures: endpoint.counts.failures.load(Relaxed),
+            failing: endpoint.breaker().failures() > 0,
             refusing: endpoint.breaker().is_open(),
             last_error: endpoint.last_error(),
         }
