@@ -217,8 +217,8 @@ const NEEDS: &[Need] = &[
     },
     Need {
         what: "haproxy",
-        why: "measured beside mksgate",
-        jobs: &[Job::Bench],
+        why: "balances two cells; measured beside mksgate",
+        jobs: &[Job::Bench, Job::Test],
         found: || find("haproxy").is_some(),
         from: Source::Apt(&["haproxy"]),
     },
