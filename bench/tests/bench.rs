@@ -62,8 +62,8 @@ fn an_unknown_suite_or_peer_is_refused_with_the_names_that_there_are() {
     let (output, text) = run(&mut bench(&["--peers", "haproxy,envoy"]));
     assert!(!output.status.success());
     assert!(text.contains("no peer is called \"envoy\"; there are") && text.contains("nginx"), "{text}");
-    let (output, text) = run(&mut bench(&["--suite", "flow", "--json", "/no/such/dir/x.json"]));
-    assert!(!output.status.success() && text.contains("cannot write /no/such/dir/x.json"), "{text}");
+    let (output, text) = run(&mut bench(&["--suite", "flow", "--json", "/dev/null/x.json"]));
+    assert!(!output.status.success() && text.contains("cannot write /dev/null/x.json"), "{text}");
 }
 
 #[test]
@@ -172,4 +172,22 @@ fn a_port_that_is_taken_is_replaced() {
     });
     let (_, address) = started.unwrap();
     assert_ne!(address, taken[0].local_addr().unwrap());
+}
+
+#[test]
+fn the_report_stands_by_itself_with_its_charts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (page, text) = (dir.path().join("out/run.html"), dir.path().join("out/run.md"));
+    let mut run_it = bench(&["--suite", "idle", "--sessions", "30", "--peers", "direct"]);
+    let (output, said) = run(run_it.arg("--html").arg(&page).arg("--markdown").arg(&text));
+    assert!(output.status.success(), "{said}");
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.contains("<svg") && page.contains("KiB resident per idle raw session"), "{page}");
+    for fetched in ["src=", "href=\"http", "url(", "@import", "<script", "<link"] {
+        assert!(!page.contains(fetched), "{fetched}");
+    }
+    let text = fs::read_to_string(text).unwrap();
+    assert!(text.contains("cargo xtask bench --suite idle") && text.contains("](run/idle-1.svg)"), "{text}");
+    let chart = fs::read_to_string(dir.path().join("out/run/idle-1.svg")).unwrap();
+    assert!(chart.starts_with("<svg") && chart.ends_with("</svg>"), "{chart}");
 }

@@ -1,6 +1,7 @@
 //! The benchmark's suites of whole consoles, in small, against the real binary: nothing is lost, and what they report adds up.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use mksgate_bench::run::{Context, Options, Outcome, Stop};
 use mksgate_bench::suites;
@@ -79,4 +80,17 @@ fn a_console_that_plays_takes_two_sockets_and_loses_nothing() {
         assert!((1.9..4.1).contains(&files), "two sockets, and at most a pipe: {files}");
     }
     assert!(out.notes.iter().any(|note| note.starts_with("100 consoles wanted; 20 fit")), "{:?}", out.notes);
+}
+
+#[test]
+fn heavy_churn_with_faults_leaves_nothing_behind() {
+    let out = run("soak", Options { soak: Some(Duration::from_secs(4)), ..Options::default() });
+    nothing_lost(&out);
+    let soak = &out.raw["soak"][0];
+    let fates = &soak["fates"];
+    let count = |what: &str| fates[what].as_u64().unwrap();
+    let all = ["whole", "left_early", "left_in_a_burst", "refused_as_they_should", "wrong"];
+    assert_eq!(count("begun"), all.map(count).iter().sum::<u64>(), "{fates}");
+    assert!(count("whole") > 50 && count("refused_as_they_should") > 5, "{fates}");
+    assert_eq!(soak["after"]["sessions"], 0.0);
 }

@@ -4,6 +4,7 @@ mod demo;
 mod dist;
 mod ebpf;
 mod fuzz;
+mod guard;
 mod setup;
 mod sh;
 mod tasks;
@@ -65,6 +66,8 @@ enum Task {
     Fuzz(fuzz::Args),
     /// Load, attach and try the XDP gate on Debian's Linux 6.1, in QEMU without KVM.
     Vm(vm::Args),
+    /// Count the instructions of what every console costs, against the committed baseline.
+    Guard(guard::Args),
     /// Build optimised and measure; arguments go to the `bench` binary.
     #[command(disable_help_flag = true)]
     Bench {
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Task::Lint => tasks::lint(),
         Task::Fuzz(args) => fuzz::run_targets(&args),
         Task::Vm(args) => vm::run_tests(&args),
+        Task::Guard(args) => guard::check(&args),
         Task::Bench { args } => tasks::bench(&args),
     };
     match done {

@@ -30,6 +30,8 @@ pub enum Job {
     Lint,
     /// `cargo xtask bench`
     Bench,
+    /// `cargo xtask guard`
+    Guard,
     /// `cargo xtask dist`
     Dist,
     /// The XDP program
@@ -244,6 +246,13 @@ const NEEDS: &[Need] = &[
         jobs: &[Job::Bench],
         found: || find("websockify").is_some(),
         from: Source::Apt(&["websockify"]),
+    },
+    Need {
+        what: "valgrind",
+        why: "counts instructions",
+        jobs: &[Job::Guard, Job::Test],
+        found: || find("valgrind").is_some(),
+        from: Source::Apt(&["valgrind"]),
     },
     Need {
         what: "a Rust compiler for BPF",

@@ -5,6 +5,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::ebpf;
 use crate::fuzz;
+use crate::guard;
 use crate::setup::{self, Job};
 use crate::sh::{cargo, run, target};
 use crate::vm;
@@ -30,6 +31,7 @@ pub fn test(args: &[String]) -> Result<()> {
     ebpf::run(false)?;
     raise_open_files();
     if args.is_empty() {
+        guard::check(&guard::Args::default())?;
         run(cargo().args(["test", "--doc", "--workspace", "--quiet", "--locked"]))?;
         fuzz::run_targets(&fuzz::Args::brief())?;
         vm::run_tests(&vm::Args::quick())?;

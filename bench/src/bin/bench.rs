@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use mksgate_bench::report::{Ended, Ran, goals, json};
+use mksgate_bench::report::{Ended, Ran, goals, hdr, html, json, markdown};
 use mksgate_bench::run::facts::{Host, open_files};
 use mksgate_bench::run::{Context, Interrupted, Options, Outcome, Skip, Stop};
 use mksgate_bench::suites::{self, Suite};
@@ -32,6 +32,12 @@ struct Args {
     /// Write goals, host and all rounds to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a page with charts to this file; latency logs (HdrHistogram V2) stand beside it in FILE.hdr/.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the same as Markdown to this file; its charts stand beside it in FILE without its ending.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
     /// Exit with 1 if a goal is short or a suite failed.
     #[arg(long)]
     strict: bool,
@@ -64,18 +70,24 @@ struct Args {
     ping_pong: Vec<usize>,
 }
 
-fn main() -> Result<ExitCode> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    measure(&Args::parse()).unwrap_or_else(|error| {
+        eprintln!("bench: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+fn measure(args: &Args) -> Result<ExitCode> {
     if args.list {
         list();
         return Ok(ExitCode::SUCCESS);
     }
-    let chosen = chosen(&args)?;
-    for file in [&args.json].into_iter().flatten() {
+    let chosen = chosen(args)?;
+    for file in [&args.json, &args.html, &args.markdown].into_iter().flatten() {
         writable(file)?;
     }
     let stop = Stop::on_signals()?;
-    let context = Context::new(options(&args), stop.clone())?;
+    let context = Context::new(options(args), stop.clone())?;
     open_files();
     let host = Host::here();
     println!("{} · {} · {} cores", host.kernel, host.cpu, host.cores);
@@ -83,7 +95,7 @@ fn main() -> Result<ExitCode> {
     for suite in chosen {
         ran.push(run(suite, &context));
         // After every suite: what was measured survives whatever comes.
-        write(&args, &host, &ran)?;
+        write(args, &host, &ran)?;
         if stop.asked() {
             break;
         }
@@ -163,6 +175,10 @@ fn run(suite: &'static Suite, context: &Context) -> Ran {
 
 /// Found out before the first round, not after the last.
 fn writable(file: &Path) -> Result<()> {
+    if let Some(dir) = file.parent() {
+        // What it could not make, it cannot write to either, and says so.
+        let _ = std::fs::create_dir_all(dir);
+    }
     std::fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -173,8 +189,30 @@ fn writable(file: &Path) -> Result<()> {
 
 fn write(args: &Args, host: &Host, ran: &[Ran]) -> Result<()> {
     if let Some(file) = &args.json {
-        std::fs::write(file, serde_json::to_vec_pretty(&json::all(host, ran))?)
-            .with_context(|| format!("writing {}", file.display()))?;
+        put(file, &serde_json::to_vec_pretty(&json::all(host, ran))?)?;
+    }
+    if let Some(file) = &args.html {
+        put(file, html::page(host, ran).as_bytes())?;
+        let logs = PathBuf::from(format!("{}.hdr", file.display()));
+        for suite in ran {
+            if let Some(log) = hdr::log(suite, host.began)? {
+                put(&logs.join(format!("{}.hlog", suite.name)), &log)?;
+            }
+        }
+    }
+    if let Some(file) = &args.markdown {
+        let charts = file.with_extension("");
+        let name = charts.file_name().unwrap_or_default().to_string_lossy();
+        let (text, drawn) = markdown::document(host, ran, &name);
+        put(file, text.as_bytes())?;
+        drawn.iter().try_for_each(|(name, svg)| put(&charts.join(name), svg.as_bytes()))?;
     }
     Ok(())
+}
+
+fn put(file: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(dir) = file.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    }
+    std::fs::write(file, bytes).with_context(|| format!("writing {}", file.display()))
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::{Parser, ValueEnum};
+use mksgate::flow::study::{self, Way};
 use mksgate::flow::{Driver, Engines, Flow, FlowConfig, FlowLimits, Leg, Mode, WebSocket};
 use mksgate::protocol::http::Head;
 use mksgate::protocol::websocket::{Decoder, Peer, negotiate};
@@ -15,6 +16,7 @@ use mksgate::tls::{Policy, Presented, Session, TlsStream, certificate, server_co
 use mksgate::wire::Wire;
 use rustls::ServerConfig;
 use rustls::server::UnbufferedServerConnection;
+use socket2::{Domain, Socket, Type};
 
 /// How long a handshake may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -51,6 +53,9 @@ struct Args {
     /// Engine threads.
     #[arg(long, default_value_t = 1)]
     threads: usize,
+    /// Not the engine, but a bare way of moving bytes: op-splice, ring-splice, epoll-splice, ring-send, ring-send-zc, epoll-copy.
+    #[arg(long, value_parser = way, conflicts_with_all = ["driver", "mode", "threads", "pipe_bytes"])]
+    way: Option<Way>,
     /// Size of a pipe, bytes.
     #[arg(long)]
     pipe_bytes: Option<usize>,
@@ -91,10 +96,13 @@ fn main() -> Result<()> {
         }
         _ => None,
     };
-    let engines = Engines::start(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let listener = TcpListener::bind(args.listen)?;
+    let listener = listen(args.listen)?;
     println!("{}", listener.local_addr()?);
+    if let Some(way) = args.way {
+        return Ok(study::relay(way, &listener, args.connect)?);
+    }
+    let engines = Engines::start(&config)?;
     for id in 0.. {
         let (client, _) = listener.accept()?;
         client.set_nodelay(true)?;
@@ -110,6 +118,20 @@ fn main() -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn way(name: &str) -> Result<Way, String> {
+    let named = Way::ALL.into_iter().find(|way| way.as_str() == name);
+    named.ok_or_else(|| format!("one of {}", Way::ALL.map(Way::as_str).join(", ")))
+}
+
+/// With room for as many as connect at once.
+fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(4096)?;
+    Ok(socket.into())
 }
 
 /// TLS, and the upgrade to a WebSocket; returns what was received behind it.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use mksgate::flow::study::Way;
 
 use crate::run::Process;
 use crate::run::process::{find, own, version};
@@ -24,6 +25,8 @@ pub enum Contender {
         /// `adaptive`, `splice`, `copy`.
         mode: &'static str,
     },
+    /// A bare way of moving bytes.
+    Study(Way),
     /// HAProxy in TCP mode with `option splice-auto`.
     Haproxy,
     /// nginx's stream module.
@@ -39,6 +42,7 @@ impl fmt::Display for Contender {
             Self::Direct => f.write_str("direct"),
             Self::Mksgate { driver: "auto", mode: "adaptive" } => f.write_str("mksgate"),
             Self::Mksgate { driver, mode } => write!(f, "mksgate {driver} {mode}"),
+            Self::Study(way) => f.write_str(way.as_str()),
             Self::Haproxy => f.write_str("haproxy"),
             Self::Nginx => f.write_str("nginx"),
         }
@@ -72,7 +76,10 @@ impl Contender {
     pub fn start(self, backend: SocketAddr, dir: &Path) -> Result<Option<Running>> {
         let (address, process) = match self {
             Self::Direct => (backend, None),
-            Self::Mksgate { driver, mode } => relay(backend, driver, mode, dir).map(|(a, p)| (a, Some(p)))?,
+            Self::Mksgate { driver, mode } => {
+                relay(backend, &["--driver", driver, "--mode", mode], dir).map(|(a, p)| (a, Some(p)))?
+            }
+            Self::Study(way) => relay(backend, &["--way", way.as_str()], dir).map(|(a, p)| (a, Some(p)))?,
             Self::Haproxy | Self::Nginx => {
                 let Some(program) = self.program() else { return Ok(None) };
                 let log = dir.join(format!("{self}.log"));
@@ -89,7 +96,7 @@ impl Contender {
     pub fn peer_name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
-            Self::Mksgate { .. } => "mksgate",
+            Self::Mksgate { .. } | Self::Study(_) => "mksgate",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
         }
@@ -98,7 +105,7 @@ impl Contender {
     /// Its version, for the report.
     pub fn version(self) -> String {
         match self {
-            Self::Direct | Self::Mksgate { .. } => env!("CARGO_PKG_VERSION").into(),
+            Self::Direct | Self::Mksgate { .. } | Self::Study(_) => env!("CARGO_PKG_VERSION").into(),
             Self::Haproxy | Self::Nginx => {
                 self.program().map_or_else(|| "not installed".into(), |program| version(&program, "-v"))
             }
@@ -149,10 +156,10 @@ fn nginx(listen: SocketAddr, backend: SocketAddr, dir: &Path) -> String {
 }
 
 /// The relay of this package, next to this program.
-fn relay(backend: SocketAddr, driver: &str, mode: &str, dir: &Path) -> Result<(SocketAddr, Process)> {
+fn relay(backend: SocketAddr, how: &[&str], dir: &Path) -> Result<(SocketAddr, Process)> {
     let mut command = Command::new(own("relay")?);
-    command.args(["--connect", &backend.to_string(), "--driver", driver, "--mode", mode]);
-    let mut process = Process::start("relay", &command, &dir.join(format!("relay-{driver}-{mode}.log")))?;
+    command.args(["--connect", &backend.to_string()]).args(how);
+    let mut process = Process::start("relay", &command, &dir.join(format!("relay{}.log", how.concat())))?;
     let line = process.first_line()?;
     let address = line.parse().with_context(|| format!("the relay says {line:?}"))?;
     Ok((address, process))

@@ -19,7 +19,7 @@ use crate::run::{Context, Stop};
 use crate::sim::{Screen, Stream};
 
 /// The first byte of a console: the machine plays a trace, whose seed follows in eight bytes.
-const TRACE: u8 = b'T';
+pub const TRACE: u8 = b'T';
 /// The first byte of a console: the machine sends back what it gets.
 pub const ECHO: u8 = b'E';
 /// Head of an update: due time in nanoseconds, length of all of it.

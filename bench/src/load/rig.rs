@@ -14,7 +14,7 @@ use super::crowd::screen;
 use super::visitor::{Door, Way, client_config};
 use crate::run::process::{find, free_address};
 use crate::run::{Context, Outcome, Process};
-use crate::sim::{Esxi, EsxiConfig, Ticket, Vm};
+use crate::sim::{Esxi, EsxiConfig, Fault, Faults, Step, Ticket, Vm};
 
 /// A machine whose console is the raw stream behind CONNECT: for the raw doors, which never look at it.
 const PLAIN: &str = "[bench] plain/plain.vmx";
@@ -32,6 +32,7 @@ pub struct Rig {
     /// TLS of the clients.
     pub client: Arc<ClientConfig>,
     pinned: bool,
+    tickets: usize,
 }
 
 /// One way to a console, as a contender.
@@ -73,7 +74,7 @@ impl Rig {
         }
         let appliance = Appliance::start(context, pinned.then_some("0"))?;
         out.version("mksgate", env!("CARGO_PKG_VERSION"));
-        Ok(Self { appliance, host, probed, client: client_config()?, pinned })
+        Ok(Self { appliance, host, probed, client: client_config()?, pinned, tickets: 0 })
     }
 
     /// Through a door of the appliance.
@@ -86,6 +87,14 @@ impl Rig {
             pid: Some(self.appliance.pid()),
             _peer: None,
         })
+    }
+
+    /// Through a door to a host that breaks at a step.
+    pub fn broken(&mut self, door: Door, step: Step, fault: Fault) -> Result<Way> {
+        self.tickets += 1;
+        let (vm, name) = (if door == Door::Web { SEALED } else { PLAIN }, format!("broken-{}", self.tickets));
+        self.host.add_ticket(Ticket::new(&name, vm).faults(Faults::none().at(step, fault)));
+        self.appliance.way(door, &self.host, vm, &name)
     }
 
     /// To the hosts themselves.

@@ -109,7 +109,8 @@ fn bars(title: &str, unit: &str, better: &'static str, groups: Vec<Group>) -> Ch
 
 fn group<R>(name: String, series: &[Series<R>], of: impl Fn(&R) -> f64) -> Group {
     let bar = |s: &Series<R>| Bar { name: s.contender.clone(), value: s.spread(&of) };
-    Group { name, bars: series.iter().filter(|s| !s.rounds.is_empty()).map(bar).collect() }
+    // Where there is no proxy, its CPU is no bar.
+    Group { name, bars: series.iter().map(bar).filter(|bar| bar.value.median > 0.0).collect() }
 }
 
 fn bulk_name(case: &Bulk) -> String {

@@ -192,10 +192,7 @@ fn charts(all: &[(usize, Vec<Series<Round>>)], out: &mut Outcome) -> Result<()> 
         name: name.clone(),
         points: all
             .iter()
-            .filter_map(|(others, series)| {
-                // Nobody beside it is drawn where one would be: the scale has no nought.
-                Some(((*others).max(1) as f64, of(series, name)?.spread(|r| r.echo[1])))
-            })
+            .filter_map(|(others, series)| Some((*others as f64, of(series, name)?.spread(|r| r.echo[1]))))
             .collect(),
     };
     out.charts.push(Chart::Scale {

@@ -26,6 +26,8 @@ pub mod idle;
 pub mod latency;
 pub mod scale;
 pub mod sessions;
+pub mod soak;
+pub mod splice;
 pub mod tls;
 pub mod vcenter;
 pub mod xdp;
@@ -87,7 +89,12 @@ pub const ALL: &[Suite] = &[
         peers: &["haproxy"],
         run: Some(scale::run),
     },
-    Suite { name: "splice", about: "six ways to move bytes between two sockets", peers: &[], run: None },
+    Suite {
+        name: "splice",
+        about: "six ways to move bytes between two sockets",
+        peers: &[],
+        run: Some(splice::run),
+    },
     Suite { name: "vcenter", about: "consoles by way of a vCenter", peers: &[], run: Some(vcenter::run) },
     Suite { name: "xdp", about: "ns per packet of the XDP program", peers: &[], run: Some(xdp::run) },
     Suite {
@@ -96,7 +103,7 @@ pub const ALL: &[Suite] = &[
         peers: &[],
         run: Some(flood::run),
     },
-    Suite { name: "soak", about: "churn with faults: does anything leak?", peers: &[], run: None },
+    Suite { name: "soak", about: "churn with faults: does anything leak?", peers: &[], run: Some(soak::run) },
 ];
 
 /// The suite of this name.

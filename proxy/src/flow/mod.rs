@@ -28,6 +28,7 @@ mod slab;
 mod socket;
 mod state;
 mod stats;
+pub mod study;
 mod timers;
 mod worker;
 
