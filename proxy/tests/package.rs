@@ -52,6 +52,8 @@ fn the_package_makes_a_service_and_takes_it_away_again() {
         ("credentials", credentials),
         ("bad input", bad_input),
         ("full disk", full_disk),
+        ("read-only disk", read_only_disk),
+        ("without journal and capability", without_journal_and_capability),
         ("upgrades", upgrades),
     ] {
         step(name);
@@ -280,6 +282,7 @@ fn bad_input(machine: &Machine, host: &Esxi) {
         said.iter().any(|line| line.starts_with("fail certificate") && line.contains("key.pem")),
         "{said:?}"
     );
+    assert_eq!(machine.run("mksgate doctor").status.code(), Some(2));
     assert!(said.iter().any(|line| line.starts_with("fail service")), "{said:?}");
     machine.ok(
         "systemctl stop mksgate.socket; chgrp mksgate /etc/mksgate/key.pem; chmod 640 /etc/mksgate/key.pem",
@@ -318,6 +321,49 @@ fn full_disk(machine: &Machine, host: &Esxi) {
     let journal = journal(machine);
     assert!(journal.contains("No space left on device"), "{journal}");
     machine.ok("systemctl stop mksgate; umount /var/log/mksgate; systemctl start mksgate");
+}
+
+/// The same where nothing can be written at all; doctor names it, and is content once it is repaired.
+fn read_only_disk(machine: &Machine, host: &Esxi) {
+    machine.ok("systemctl stop mksgate; mount -t tmpfs -o size=1m,mode=0750,uid=$(id -u mksgate),gid=$(id -g mksgate) tmpfs /var/log/mksgate");
+    machine.ok("mount -o remount,ro /var/log/mksgate; systemctl start mksgate");
+    let said = complaints(machine);
+    assert!(said.iter().any(|line| line.starts_with("fail audit") && line.contains("read-only")), "{said:?}");
+    assert_eq!(machine.run("mksgate doctor").status.code(), Some(2));
+    let mut console = open(machine, host, AUTHD);
+    while lost(machine) == 0.0 {
+        echoes(&mut console, b"goes on");
+    }
+    drop(console);
+    assert!(journal(machine).contains("Read-only file system"), "{}", journal(machine));
+    machine.ok("systemctl stop mksgate; umount /var/log/mksgate; systemctl start mksgate");
+    assert!(complaints(machine).iter().all(|line| line.contains("self-signed")), "{:?}", complaints(machine));
+    // Only the certificate could be better; a host may add something of its own.
+    assert_eq!(machine.run("mksgate doctor").status.code(), Some(1));
+}
+
+/// Without journald's socket and without its one capability the service serves: it counts the records that are lost, and
+/// its sockets have no mark. Doctor names the capability.
+fn without_journal_and_capability(machine: &Machine, host: &Esxi) {
+    machine.ok(&format!(
+        "sed -i 's/^journal = false/journal = true/' {CONFIG}; mkdir -p /etc/systemd/system/mksgate.service.d"
+    ));
+    let drop_in = "[Service]\nInaccessiblePaths=/run/systemd/journal/socket\nAmbientCapabilities=\nCapabilityBoundingSet=\n";
+    machine.write("/etc/systemd/system/mksgate.service.d/test.conf", drop_in);
+    machine.ok("systemctl daemon-reload; systemctl restart mksgate");
+    let said = complaints(machine);
+    assert!(
+        said.iter().any(|line| line.starts_with("warn capabilities") && line.contains("CAP_NET_ADMIN")),
+        "{said:?}"
+    );
+    let mut console = open(machine, host, TLS);
+    while lost(machine) == 0.0 {
+        echoes(&mut console, b"goes on");
+    }
+    drop(console);
+    machine.ok(&format!("cp /root/good.toml {CONFIG}; rm -r /etc/systemd/system/mksgate.service.d; systemctl daemon-reload; systemctl restart mksgate"));
+    assert!(complaints(machine).iter().all(|line| line.contains("self-signed")), "{:?}", complaints(machine));
+    drop(open(machine, host, TLS));
 }
 
 /// Audit records that were lost since the process started.
