@@ -1,6 +1,7 @@
 //! The state of one flow on its engine thread: a few hundred bytes, no buffer, no pipe while it is idle.
 
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -212,8 +213,9 @@ impl FlowState {
         if dir == BACKEND
             && n > 0
             && let Some(first) = self.on_first_byte.take()
+            && catch_unwind(AssertUnwindSafe(first)).is_err()
         {
-            first();
+            tracing::error!(session = self.id, "the timing of a first byte panicked; the flow goes on");
         }
     }
 
