@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use mksgate::ticket::TargetKind;
+use mksgate_bench::load::flood::Plan;
 use mksgate_bench::sim::{Cut, Fault, Faults, Step};
 use nix::sys::signal::Signal;
 use site::{Refusal, Site, door4, door6, setup};
@@ -373,4 +374,44 @@ fn without_the_capabilities_it_serves_without_the_gate_and_says_so() {
     assert!(!done.status.success());
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(said.contains("CAP_BPF") && said.contains("AmbientCapabilities"), "{said}");
+}
+
+#[test]
+fn what_is_shed_is_told_in_log_audit_metrics_and_lists() {
+    let xdp = "enabled = \"required\"\nsource_per_second = 1\nsource_burst = 1\nevents_per_second = 2";
+    let Some(mut site) = Site::start(setup(xdp, &acme(1, ""))) else { return };
+    let plan =
+        Plan { source: client4(1, 1).into(), sources: 1, destination: door4(), per_second: 0, count: 2000 };
+    site.wire.flood(plan).finish().unwrap();
+    let line = site.appliance.wait_log(|line| {
+        line["fields"]["message"].as_str().is_some_and(|m| m.contains("XDP gate shed a connection"))
+    });
+    assert_eq!(line["fields"]["source"], "10.77.1.1");
+    assert_eq!(
+        (&line["fields"]["tenant"], &line["fields"]["reason"]),
+        (&"acme".into(), &"source_rate".into())
+    );
+    let shed = until("the audit file has it", || {
+        site.appliance.audit().into_iter().find(|record| record["event"] == "shed")
+    });
+    assert_eq!((&shed["tenant"], &shed["reason"]), (&"acme".into(), &"source_rate".into()));
+    assert_eq!((&shed["source"], &shed["destination"]), (&"10.77.1.1".into(), &"10.77.0.1:902".into()));
+    until("all that came are counted", || (site.syns("acme", "source_rate") > 1000).then_some(()));
+    let records = site.appliance.audit().into_iter().filter(|record| record["event"] == "shed").count();
+    assert!(records < 1000, "samples, not every one: {records}");
+
+    let status = site.status();
+    assert_eq!(status["gate"]["interfaces"][0]["mode"], "native");
+    let of_acme = status["tenants"].as_array().unwrap().iter().find(|t| t["name"] == "acme").unwrap();
+    assert!(of_acme["shed"].as_u64().unwrap() > 1000, "{of_acme}");
+    let listed = site.appliance.command(&["xdp", "top-sources", "--count", "1"]);
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.contains("10.77.1.1"), "{listed}");
+    let config = site.appliance.dir.path().join("mksgate.toml");
+    let mut doctor = support::mksgate();
+    doctor.args(["doctor", "--config"]).arg(config);
+    let examined = site.wire.inside.run(|| doctor.output()).unwrap();
+    let examined = String::from_utf8_lossy(&examined.stdout).into_owned();
+    let line = examined.lines().find(|line| line.contains("gate0")).unwrap_or_else(|| panic!("{examined}"));
+    assert!(line.contains("native"), "{line}");
 }
