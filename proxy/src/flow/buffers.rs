@@ -116,6 +116,13 @@ impl Buffers {
         })
     }
 
+    /// What the kernel has just put into buffer `id`, which is in no queue; [`Buffers::discard`] gives it back.
+    pub(super) fn filled(&self, id: u16, n: usize) -> &[u8] {
+        let start = id as usize * self.bytes;
+        // SAFETY: the kernel wrote `n` bytes and has no use of the buffer until it is released.
+        unsafe { std::slice::from_raw_parts(self.area.at.as_ptr().add(start), n.min(self.bytes)) }
+    }
+
     /// Marks `n` bytes of the oldest buffer as sent; gives it back to the kernel with the last.
     pub(super) fn advance(&mut self, dir: &mut Direction, n: usize) {
         let held = &mut self.held[dir.head as usize];

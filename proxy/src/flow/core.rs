@@ -34,6 +34,8 @@ pub(super) struct Core {
     pub(super) ready: Vec<u32>,
     /// Splices into pipes since the driver last asked, and their bytes.
     pub(super) filled: (usize, usize),
+    /// Flows that the ring serves and whose destination did not take all: for system calls from now on.
+    pub(super) strained: Vec<u32>,
     /// Flows to end, found in this turn.
     pub(super) doomed: Vec<(u32, CloseReason)>,
     /// When this turn began.
@@ -49,7 +51,7 @@ pub(super) struct Core {
     pub(super) export: Option<super::export::Export>,
     /// Scratch of flows with layers.
     pub(super) bench: Option<Box<super::layered::Bench>>,
-    pub(super) lingering: super::layered::Lingering,
+    pub(super) lingering: super::lingering::Lingering,
 }
 
 impl Core {
@@ -65,6 +67,7 @@ impl Core {
             op_splice: false,
             ready: Vec::new(),
             filled: (0, 0),
+            strained: Vec::new(),
             doomed: Vec::new(),
             now,
             now_ms: now.saturating_duration_since(epoch).as_millis() as u64,
@@ -76,7 +79,7 @@ impl Core {
             epoch,
             export: None,
             bench: None,
-            lingering: super::layered::Lingering::default(),
+            lingering: super::lingering::Lingering::default(),
         }
     }
 

@@ -7,6 +7,7 @@
 //!                                                 └─► slots ─► destination's codec ─► records ─► send ───┼─► what does not fit:
 //!   recvmsg from a raw leg ─────────────────────────► slots ─► destination's codec ─► records ─► send ───┘   pending
 //! ```
+//! In `Stage::Ready` the reads are system calls; in `Stage::Ring` the ring brings what was received (`on_ring`).
 
 use std::os::fd::OwnedFd;
 
@@ -14,8 +15,9 @@ use super::Leg;
 use super::codec::{Broken, Codec, Received, WebSocket};
 use super::core::Core;
 use super::socket::{self, Moved};
-use super::state::{BACKEND, CLIENT, FlowState, NEVER, Side, millis, reset};
-use super::stats::Way;
+use super::pump::pace_counter;
+use super::state::{BACKEND, CLIENT, FlowState, NEVER, Side, Stage, millis, reset};
+use super::stats::{Way, add};
 use crate::session::CloseReason;
 use crate::tls::outgoing::Outgoing;
 use crate::tls::session::MAX_PARTIAL;
@@ -28,12 +30,6 @@ const RECORD: usize = 16_384 + 22;
 const READS_PER_TURN: usize = 4;
 /// Slots for everything that one read can come to: bytes of the read before, and text that is twice as long.
 const SLOTS: usize = 2 * (MAX_RECORDS + 3);
-/// How long a closed flow's sockets wait for their peers to read the last words, milliseconds.
-const LINGER_MS: u64 = 2000;
-/// How often they are looked at.
-const LINGER_STEP_MS: u64 = 50;
-/// Most sockets that wait so, per thread.
-const MAX_LINGERING: usize = 1024;
 
 /// The layers of both legs.
 pub(super) struct Layers {
@@ -98,6 +94,11 @@ impl Layers {
         !self.whole[1 - side] || other.is_none_or(|ws| ws.decoder.between_frames())
     }
 
+    /// Whether bytes of this direction go into records as they were received.
+    fn straight(&self, dir: Side) -> bool {
+        self.codecs[dir].is_none() && self.codecs[1 - dir].as_ref().is_some_and(Codec::takes_bytes)
+    }
+
     /// WebSocket knows no half-closed connection: the first end is the end.
     fn ends_whole(&self) -> bool {
         self.codecs.iter().flatten().any(|codec| codec.ws.is_some())
@@ -155,8 +156,16 @@ impl Core {
 
     /// Moves what there is in one direction.
     pub(super) fn transform(&mut self, key: u32, dir: Side) -> Result<(), CloseReason> {
+        self.with_bench(|core, bench| match core.flows.get(key).map(|flow| flow.stage) {
+            Some(Stage::Ready) => core.transform_with(key, dir, bench),
+            // The driver brings what there is to read; a ping may be due.
+            _ => core.send_control(key, dir, bench),
+        })
+    }
+
+    fn with_bench<T>(&mut self, work: impl FnOnce(&mut Self, &mut Bench) -> T) -> T {
         let mut bench = self.bench.take().unwrap_or_else(|| Box::new(Bench::new()));
-        let result = self.transform_with(key, dir, &mut bench);
+        let result = work(self, &mut bench);
         self.bench = Some(bench);
         result
     }
@@ -221,13 +230,16 @@ impl Core {
             return Ok(Turn::Enough);
         }
         layers.fresh[dir] = false;
-        let straight =
-            layers.codecs[dir].is_none() && layers.codecs[1 - dir].as_ref().is_some_and(Codec::takes_bytes);
+        let straight = layers.straight(dir);
+        let pace = flow.dirs[dir].pacer.pace();
         let (turn, ended) = if straight {
-            receive_into_records(flow, dir, bench)?
+            receive_into_records(flow, dir, bench, self.now_ms)?
         } else {
-            receive_and_decode(flow, dir, bench)?
+            receive_and_decode(flow, dir, bench, self.now_ms)?
         };
+        if flow.dirs[dir].pacer.pace() != pace {
+            add(pace_counter(&self.stats, flow.dirs[dir].pacer.pace()), 1);
+        }
         self.credit(key, dir);
         if ended {
             if let Some(flow) = self.flows.get_mut(key) {
@@ -272,13 +284,15 @@ impl Core {
 
     /// Counts the console's bytes of `dir` as delivered once the last of what they became was sent.
     fn credit(&mut self, key: u32, dir: Side) {
+        let way = self.buffered_way();
         let Some(flow) = self.flows.get_mut(key) else { return };
         if !flow.dirs[dir].pending.is_empty() {
             return;
         }
         let owed = flow.layers.as_mut().map_or(0, |layers| std::mem::take(&mut layers.owed[dir]));
         if owed > 0 {
-            flow.delivered(dir, owed as usize, Way::Copied, &self.stats, self.now_ms);
+            let way = if flow.stage == Stage::Ready { Way::Copied } else { way };
+            flow.delivered(dir, owed as usize, way, &self.stats, self.now_ms);
         }
     }
 
@@ -344,11 +358,12 @@ fn receive_into_records(
     flow: &mut FlowState,
     dir: Side,
     bench: &mut Bench,
+    now_ms: u64,
 ) -> Result<(Turn, bool), CloseReason> {
     let Some(layers) = flow.layers.as_deref_mut() else { return Ok((Turn::Enough, false)) };
     let room = Outgoing::room(layers.records[dir].into());
     let moved = socket::recv_into(&flow.socks[dir].fd, bench.out.slots(room));
-    let Some((n, turn)) = look(flow, dir, moved, room)? else { return Ok((Turn::Enough, true)) };
+    let Some((n, turn)) = look(flow, dir, moved, room, now_ms)? else { return Ok((Turn::Enough, true)) };
     if n > 0 {
         seal_and_send(flow, dir, bench, n, false)?;
     }
@@ -360,6 +375,7 @@ fn receive_and_decode(
     flow: &mut FlowState,
     dir: Side,
     bench: &mut Bench,
+    now_ms: u64,
 ) -> Result<(Turn, bool), CloseReason> {
     let Some(layers) = flow.layers.as_deref_mut() else { return Ok((Turn::Enough, false)) };
     let received = &mut bench.received;
@@ -367,23 +383,57 @@ fn receive_and_decode(
     let room = RECORD * usize::from(layers.records[dir]);
     let carried = layers.codecs[dir].as_ref().map_or(0, |codec| codec.begin(&mut received.wire));
     let moved = socket::recv(&flow.socks[dir].fd, &mut received.wire[carried..carried + room]);
-    let end = look(flow, dir, moved, room)?;
+    let end = look(flow, dir, moved, room, now_ms)?;
     let (n, turn) = end.unwrap_or((0, Turn::Enough));
-    let Some(layers) = flow.layers.as_deref_mut() else { return Ok((Turn::Enough, false)) };
-    let mut ended = end.is_none();
+    let ended = decode_and_deliver(flow, dir, bench, carried + n)?;
+    Ok((turn, ended || end.is_none()))
+}
+
+/// The same with bytes that were received already.
+fn deliver_received(
+    flow: &mut FlowState,
+    dir: Side,
+    bytes: &[u8],
+    bench: &mut Bench,
+) -> Result<bool, CloseReason> {
+    let Some(layers) = flow.layers.as_deref_mut() else { return Ok(false) };
+    if layers.straight(dir) {
+        if !bytes.is_empty() {
+            bench.out.put(0, bytes);
+            seal_and_send(flow, dir, bench, bytes.len(), false)?;
+        }
+        return Ok(false);
+    }
+    let received = &mut bench.received;
+    received.clear();
+    let carried = layers.codecs[dir].as_ref().map_or(0, |codec| codec.begin(&mut received.wire));
+    let n = carried + bytes.len();
+    received.wire[carried..n].copy_from_slice(bytes);
+    decode_and_deliver(flow, dir, bench, n)
+}
+
+/// Decodes the first `n` bytes of what was received and sends what they come to. True: the peer has said that it ends.
+fn decode_and_deliver(
+    flow: &mut FlowState,
+    dir: Side,
+    bench: &mut Bench,
+    n: usize,
+) -> Result<bool, CloseReason> {
+    let Some(layers) = flow.layers.as_deref_mut() else { return Ok(false) };
+    let mut ended = false;
     match &mut layers.codecs[dir] {
         Some(codec) => {
             bench.small.clear();
-            let decoded = codec.decode(carried + n, received, &mut bench.small);
+            let decoded = codec.decode(n, &mut bench.received, &mut bench.small);
             flow.dirs[1 - dir].keep(&bench.small);
-            ended |= decoded.map_err(|Broken| broken(dir))?;
+            ended = decoded.map_err(|Broken| broken(dir))?;
         }
-        None if n > 0 => received.pieces.push(0..n),
+        None if n > 0 => bench.received.pieces.push(0..n),
         None => {}
     }
     let whole = layers.whole[dir];
     deliver(flow, dir, bench, whole)?;
-    Ok((turn, ended))
+    Ok(ended)
 }
 
 /// Takes in what a read came to: how much, and whether there may be more. `None`: the end.
@@ -392,10 +442,12 @@ fn look(
     dir: Side,
     moved: Moved,
     room: usize,
+    now_ms: u64,
 ) -> Result<Option<(usize, Turn)>, CloseReason> {
     let sock = &mut flow.socks[dir];
     match moved {
         Moved::Bytes(n) => {
+            flow.dirs[dir].pacer.saw(n, room, now_ms);
             // A short read emptied the queue: what comes next, FIN included, makes a new edge.
             sock.readable = n == room || sock.hup;
             if n == room
@@ -504,47 +556,4 @@ fn send_or_keep(flow: &mut FlowState, dir: Side, bytes: &[u8]) -> Result<(), Clo
     Ok(())
 }
 
-/// Sockets of closed flows whose peers may still read.
-#[derive(Default)]
-pub(super) struct Lingering {
-    socks: Vec<(OwnedFd, u64)>,
-    look_at: u64,
-}
-
-impl Lingering {
-    fn push(&mut self, socks: [OwnedFd; 2], now_ms: u64) {
-        for sock in socks {
-            if self.socks.len() < MAX_LINGERING && !over(&sock) {
-                self.socks.push((sock, now_ms + LINGER_MS));
-                self.look_at = now_ms + LINGER_STEP_MS;
-            }
-        }
-    }
-
-    /// When they are to be looked at.
-    pub(super) fn next_ms(&self) -> Option<u64> {
-        (!self.socks.is_empty()).then_some(self.look_at)
-    }
-
-    /// Drops what came and closes the sockets whose peers have closed, or whose time is over.
-    pub(super) fn review(&mut self, now_ms: u64) {
-        if self.socks.is_empty() || now_ms < self.look_at {
-            return;
-        }
-        self.look_at = now_ms + LINGER_STEP_MS;
-        self.socks.retain(|(sock, until)| now_ms < *until && !over(sock));
-    }
-}
-
-/// Reads and drops, a little at a time; true at the end of the stream.
-fn over(sock: &OwnedFd) -> bool {
-    let mut dropped = [0; 4096];
-    for _ in 0..16 {
-        match socket::recv(sock, &mut dropped) {
-            Moved::Bytes(_) => {}
-            Moved::Blocked => return false,
-            Moved::End | Moved::Failed(_) => return true,
-        }
-    }
-    false
-}
+mod on_ring;

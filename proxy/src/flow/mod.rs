@@ -19,6 +19,7 @@ mod engines;
 mod epoll;
 mod export;
 mod layered;
+mod lingering;
 mod mailbox;
 mod pipes;
 mod probe;

@@ -63,8 +63,9 @@ impl Core {
 
     fn step(&mut self, key: u32, step: fn(&mut Self, u32, Side) -> Result<(), CloseReason>) {
         for dir in 0..2 {
-            let alive = self.flows.get(key).is_some_and(|f| f.stage == Stage::Ready && f.reason.is_none());
-            if !alive {
+            let Some(flow) = self.flows.get(key) else { return };
+            let ours = flow.stage == Stage::Ready || (flow.stage == Stage::Ring && flow.layers.is_some());
+            if !ours || flow.reason.is_some() {
                 return;
             }
             if let Err(reason) = step(self, key, dir) {
@@ -76,6 +77,9 @@ impl Core {
     fn relist(&mut self, key: u32) {
         let Some(flow) = self.flows.get_mut(key) else { return };
         flow.listed = false;
+        if flow.stage == Stage::Ring && flow.strained() {
+            self.strained.push(key);
+        }
         if flow.stage != Stage::Ready || flow.reason.is_some() {
             return;
         }

@@ -244,8 +244,10 @@ impl RingDriver {
     ) -> Result<(), CloseReason> {
         let Some(flow) = core.flows.get_mut(key) else { return Ok(()) };
         let over = !cqueue::more(flags);
+        let layered = flow.layers.is_some();
         match (result, cqueue::buffer_select(flags)) {
             (1.., Some(id)) if flow.stage == Stage::Quiescing(Goal::Close) => self.buffers.discard(id),
+            (1.., Some(id)) if layered => self.on_message(core, key, side, id, result as usize)?,
             (1.., Some(id)) => {
                 let n = result as usize;
                 self.buffers.push(&mut flow.dirs[side], id, n);
@@ -260,8 +262,12 @@ impl RingDriver {
                 if let Some(id) = id {
                     self.buffers.discard(id);
                 }
-                flow.ended(side);
-                self.forward(core, key, side)?;
+                if layered {
+                    core.source_ended(key, side)?;
+                } else {
+                    flow.ended(side);
+                    self.forward(core, key, side)?;
+                }
             }
             (_, Some(id)) => self.buffers.discard(id),
             (code, None) if code == -libc::ENOBUFS => {
@@ -275,6 +281,23 @@ impl RingDriver {
         if over {
             self.receive(core, key, side);
         }
+        Ok(())
+    }
+
+    /// Bytes of a flow with layers. They are decoded at once, also while the flow is on its way to another stage: the next
+    /// are received behind them.
+    fn on_message(
+        &mut self,
+        core: &mut Core,
+        key: u32,
+        side: Side,
+        id: u16,
+        n: usize,
+    ) -> Result<(), CloseReason> {
+        let result = core.received(key, side, self.buffers.filled(id, n), self.buffers.size());
+        self.buffers.discard(id);
+        result?;
+        self.consider_ready(core, key);
         Ok(())
     }
 
@@ -363,8 +386,7 @@ impl RingDriver {
 impl Driver for RingDriver {
     fn start(&mut self, core: &mut Core, key: u32) {
         core.op_splice = core.mode == Mode::Splice;
-        let layered = core.flows.get(key).is_some_and(|flow| flow.layers.is_some());
-        if core.op_splice || layered { self.go_ready(core, key) } else { self.go_ring(core, key) }
+        if core.op_splice { self.go_ready(core, key) } else { self.go_ring(core, key) }
     }
 
     fn close(&mut self, core: &mut Core, key: u32, reason: CloseReason) {
@@ -399,6 +421,9 @@ impl Driver for RingDriver {
     fn settle(&mut self, core: &mut Core) {
         if core.op_splice {
             self.splice_ready(core);
+        }
+        for key in std::mem::take(&mut core.strained) {
+            self.consider_ready(core, key);
         }
         self.review(core);
         self.feed_starved(core);

@@ -226,6 +226,11 @@ impl FlowState {
         self.first_eof.get_or_insert(dir);
     }
 
+    /// Layers made bytes that the destination did not take.
+    pub(super) fn strained(&self) -> bool {
+        self.layers.is_some() && self.dirs.iter().any(|dir| !dir.pending.is_empty())
+    }
+
     /// The half-close deadline runs from now on.
     pub(super) fn closing(&mut self, now_ms: u64) {
         self.half_closed_ms = self.half_closed_ms.min(now_ms);

@@ -45,7 +45,7 @@ impl RingDriver {
     pub(super) fn quiesce(&mut self, core: &mut Core, key: u32, goal: Goal) {
         let Some(flow) = core.flows.get_mut(key) else { return };
         let already = matches!(flow.stage, Stage::Quiescing(_));
-        if flow.stage == Stage::Ready && core.mode != Mode::Splice && flow.layers.is_none() {
+        if flow.stage == Stage::Ready && core.mode != Mode::Splice {
             self.bulk.remove(flow);
         }
         flow.stage = Stage::Quiescing(goal);
@@ -103,10 +103,12 @@ impl RingDriver {
             flow.dirs[side].paused = false;
         }
         let fds = [0, 1].map(|side| flow.socks[side].fd.as_raw_fd());
-        if (0..2).any(|side| socket::set_nonblocking(&flow.socks[side].fd, true).is_err()) {
+        // What moves the bytes of layers never waits, whatever the socket says.
+        let raw = flow.layers.is_none();
+        if raw && (0..2).any(|side| socket::set_nonblocking(&flow.socks[side].fd, true).is_err()) {
             return core.doom(key, CloseReason::Internal);
         }
-        if core.op_splice || flow.layers.is_some() {
+        if core.op_splice {
             for (side, fd) in fds.into_iter().enumerate() {
                 self.poll(core, key, side, fd, EVENTS);
             }
@@ -129,11 +131,35 @@ impl RingDriver {
         if (0..2).any(|side| socket::set_nonblocking(&flow.socks[side].fd, false).is_err()) {
             return core.doom(key, CloseReason::Internal);
         }
-        for side in 0..2 {
-            if let Err(reason) = self.forward(core, key, side) {
-                return core.doom(key, reason);
+        let layered = flow.layers.is_some();
+        let first = if layered {
+            core.begin_on_ring(key)
+        } else {
+            (0..2).try_for_each(|side| self.forward(core, key, side))
+        };
+        if let Err(reason) = first {
+            return core.doom(key, reason);
+        }
+        self.receive(core, key, 0);
+        self.receive(core, key, 1);
+        if layered {
+            self.consider_ready(core, key);
+        }
+    }
+
+    /// A flow with layers leaves the ring in bulk, and where its receiver does not take its bytes.
+    pub(super) fn consider_ready(&mut self, core: &mut Core, key: u32) {
+        let Some(flow) = core.flows.get_mut(key) else { return };
+        if flow.stage != Stage::Ring || flow.reason.is_some() {
+            return;
+        }
+        for dir in flow.dirs.iter_mut().filter(|dir| !dir.pending.is_empty()) {
+            if dir.pacer.stalled() {
+                add(&core.stats.to_bulk, 1);
             }
-            self.receive(core, key, side);
+        }
+        if flow.strained() || flow.dirs.iter().any(|dir| dir.pacer.pace() == Pace::Bulk) {
+            self.quiesce(core, key, Goal::Ready);
         }
     }
 
