@@ -280,11 +280,26 @@ impl Far {
     }
 
     pub fn wait(&self) {
+        self.wait_for(Duration::from_millis(20));
+    }
+
+    pub fn wait_for(&self, time: Duration) {
+        let time = PollTimeout::try_from(time).unwrap();
+        let _ = poll(&mut [PollFd::new(self.socket.as_fd(), self.events())], time);
+    }
+
+    /// Waits until it or the other has something to do.
+    pub fn wait_with(&self, other: &Self) {
+        let mut both = [self, other].map(|far| PollFd::new(far.socket.as_fd(), far.events()));
+        let _ = poll(&mut both, PollTimeout::from(20u8));
+    }
+
+    fn events(&self) -> PollFlags {
         let mut events = PollFlags::POLLIN;
-        if !self.out.is_empty() || self.tls.as_ref().is_some_and(|tls| tls.wants_write()) {
+        if !self.flushed() {
             events |= PollFlags::POLLOUT;
         }
-        let _ = poll(&mut [PollFd::new(self.socket.as_fd(), events)], PollTimeout::from(20u8));
+        events
     }
 
     /// All that was produced is in the kernel's hands.
