@@ -83,6 +83,17 @@ fn a_console_that_plays_takes_two_sockets_and_loses_nothing() {
 }
 
 #[test]
+fn heavy_consoles_at_full_rate_lose_nothing_to_an_upgrade() {
+    let out = run("upgrade", Options { seconds: Some(0.5), ..Options::default() });
+    nothing_lost(&out);
+    for round in rounds(&out.raw["spans"][0]) {
+        let pause: Vec<f64> =
+            round["pause"].as_array().unwrap().iter().map(|p| p.as_f64().unwrap()).collect();
+        assert!(pause[0] > 0.0 && pause.is_sorted() && round["megabytes"].as_f64().unwrap() > 0.0, "{round}");
+    }
+}
+
+#[test]
 fn heavy_churn_with_faults_leaves_nothing_behind() {
     let out = run("soak", Options { soak: Some(Duration::from_secs(4)), ..Options::default() });
     nothing_lost(&out);

@@ -170,6 +170,61 @@ fn a_program_that_does_not_start_changes_nothing() {
     ping(&mut console);
 }
 
+/// Opens consoles, lets a younger process take over, and ends that with SIGKILL when the first console has moved. Returns how
+/// many had moved and how many had not.
+fn heir_dies() -> (usize, usize) {
+    const CONSOLES: usize = 120;
+    let limits = "[limits]\nper_source = 1000\nsource_rate = 10000\nsource_burst = 10000";
+    let (mut service, host) = (Service::start(Setup::new().with(limits)), echo_host());
+    let open = |service: &Service| {
+        client::open(client::authd(service.gate.authd), &service.gate.ticket(&host), VM).unwrap()
+    };
+    let mut consoles: Vec<TcpStream> = (0..CONSOLES).map(|_| open(&service)).collect();
+    ping_all(&mut consoles);
+    // Bytes that are on their way meanwhile, too.
+    consoles.iter_mut().for_each(|console| console.write_all(b"before").unwrap());
+    service.says(&["upgrade"]).unwrap();
+    let heir =
+        service.gate.wait_log(|line| line["fields"]["message"] == "upgrade: the new process is in charge");
+    let heir = Pid::from_raw(heir["fields"]["pid"].as_i64().unwrap() as i32);
+    service.gate.wait_log(|line| line["fields"]["message"] == "console moved");
+    kill(heir, Signal::SIGKILL).unwrap();
+    let mut moved = 1;
+    service.gate.wait_log(|line| {
+        moved += usize::from(line["fields"]["message"] == "console moved");
+        line["fields"]["message"] == "upgrade: what can move has moved"
+    });
+    // What had moved ended with the process that had it; every other one goes on here and has lost nothing.
+    let lives = |console: &mut TcpStream| {
+        let mut answer = [0; 6];
+        match console.read_exact(&mut answer).and_then(|()| console.write_all(b"after!")) {
+            Ok(()) if &answer == b"before" => {
+                console.read_exact(&mut answer).is_ok_and(|()| &answer == b"after!")
+            }
+            Ok(()) => panic!("{answer:?}"),
+            Err(_) => false,
+        }
+    };
+    consoles.retain_mut(lives);
+    let stayed = consoles.len();
+    assert_eq!(moved + stayed, CONSOLES, "{moved} had moved");
+    drop(consoles);
+    for _ in 0..stayed {
+        let line = service.gate.wait_log(|line| line["fields"]["message"] == "console closed");
+        assert_eq!(line["fields"]["reason"], "client_closed", "{line}");
+    }
+    service.gate.wait_log(|line| line["fields"]["message"] == "stopped");
+    (moved, stayed)
+}
+
+/// Until it has said that a console is its own, the console is the older process's, whatever becomes of the younger one.
+#[test]
+fn heavy_a_process_that_dies_while_consoles_move_takes_only_those_it_had() {
+    // It may have all of them before the signal reaches it.
+    let halfway = (0..10).map(|_| heir_dies()).any(|(_, stayed)| stayed > 0);
+    assert!(halfway, "it never died half-way");
+}
+
 /// Bytes that no other flow sends, from the beginning again for each reader.
 struct Noise(u64);
 

@@ -141,6 +141,14 @@ pub async fn open(way: &Way, config: Arc<ClientConfig>) -> io::Result<(Console, 
 }
 
 impl Console {
+    /// Its connection, if it is raw and nothing of it was read yet.
+    pub fn into_raw(self) -> Option<TcpStream> {
+        match self.layer {
+            Layer::Raw(tcp) if self.data.is_empty() => Arc::into_inner(tcp),
+            _ => None,
+        }
+    }
+
     /// Waits for bytes of the console and appends them; `scratch` is where they are received. False at the end.
     ///
     /// # Errors

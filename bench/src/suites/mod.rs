@@ -29,6 +29,7 @@ pub mod sessions;
 pub mod soak;
 pub mod splice;
 pub mod tls;
+pub mod upgrade;
 pub mod vcenter;
 pub mod xdp;
 
@@ -94,6 +95,12 @@ pub const ALL: &[Suite] = &[
         about: "six ways to move bytes between two sockets",
         peers: &[],
         run: Some(splice::run),
+    },
+    Suite {
+        name: "upgrade",
+        about: "how long consoles at full rate stand still for an upgrade",
+        peers: &[],
+        run: Some(upgrade::run),
     },
     Suite { name: "vcenter", about: "consoles by way of a vCenter", peers: &[], run: Some(vcenter::run) },
     Suite { name: "xdp", about: "ns per packet of the XDP program", peers: &[], run: Some(xdp::run) },

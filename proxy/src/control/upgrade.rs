@@ -107,6 +107,7 @@ impl Control {
     pub(super) async fn leave(self: &Arc<Self>) -> usize {
         let gate = &self.gate;
         let Some(given) = self.given.lock().unwrap_or_else(PoisonError::into_inner).take() else { return 0 };
+        let given = Arc::new(given);
         let until = Instant::now() + gate.config.load().deadlines.drain;
         let control = self.clone();
         let mut joined = Some(tokio::task::spawn_blocking(move || control.doors.join()));
@@ -115,7 +116,9 @@ impl Control {
             let nobody_comes = joined.as_ref().is_none_or(|joined| joined.is_finished());
             // Looked at before the flows are: what comes later is of the next round.
             if joined.is_some() {
-                given.move_flows(gate);
+                let (given, gate) = (given.clone(), gate.clone());
+                // Fails only where it panics, and then the flows are with whoever had them.
+                let _ = tokio::task::spawn_blocking(move || given.move_flows(&gate)).await;
             }
             if nobody_comes && joined.take().is_some() {
                 given.moved();

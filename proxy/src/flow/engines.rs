@@ -108,8 +108,17 @@ impl Engines {
     /// [`Engines::close`]. One export at a time: a second one that begins before the first is over gets nothing from the
     /// threads that are still busy with it.
     pub fn export(&self) -> Exported<'_> {
+        self.export_from_each(usize::MAX)
+    }
+
+    /// The same for `most` of them, or a few more: the others go on meanwhile. An engine that gives none has none.
+    pub fn export_some(&self, most: usize) -> Exported<'_> {
+        self.export_from_each(most.div_ceil(self.threads.len().max(1)))
+    }
+
+    fn export_from_each(&self, most: usize) -> Exported<'_> {
         let (to, flows) = mpsc::channel();
-        self.threads.iter().for_each(|thread| thread.mailbox.export(to.clone()));
+        self.threads.iter().for_each(|thread| thread.mailbox.export(to.clone(), most));
         Exported { engines: self, flows }
     }
 

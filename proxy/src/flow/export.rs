@@ -61,12 +61,17 @@ impl Iterator for Exported<'_> {
 
 impl Drop for Exported<'_> {
     fn drop(&mut self) {
-        for flow in self.flows.iter() {
-            if let Err(flow) = self.engines.submit(flow) {
-                let (up, down) = (flow.counters.up.load(Relaxed), flow.counters.down.load(Relaxed));
-                drop((flow.client, flow.backend));
-                (flow.on_close)(FlowEnd { reason: CloseReason::Internal, up, down, rtt_us: [None; 2] });
-            }
+        self.flows.iter().for_each(|flow| self.engines.take_back(flow));
+    }
+}
+
+impl Engines {
+    /// A flow that was exported and goes nowhere: it goes on here. One that has no room here any more is over.
+    pub fn take_back(&self, flow: Flow) {
+        if let Err(flow) = self.submit(flow) {
+            let (up, down) = (flow.counters.up.load(Relaxed), flow.counters.down.load(Relaxed));
+            drop((flow.client, flow.backend));
+            (flow.on_close)(FlowEnd { reason: CloseReason::Internal, up, down, rtt_us: [None; 2] });
         }
     }
 }
@@ -78,14 +83,15 @@ pub(super) struct Export {
 }
 
 impl Core {
-    /// Begins to export every raw flow that is not ending: returns which. While one export is under way, a second one
-    /// gets nothing.
-    pub(super) fn begin_export(&mut self, to: Sender<Flow>) -> Vec<u32> {
+    /// Begins to export raw flows that are not ending, at most so many: returns which. While one export is under way, a
+    /// second one gets nothing.
+    pub(super) fn begin_export(&mut self, to: Sender<Flow>, most: usize) -> Vec<u32> {
         if self.export.is_some() {
             return Vec::new();
         }
-        let mut keys = self.flows.keys();
-        keys.retain(|&key| self.flows.get_mut(key).is_some_and(FlowState::leave));
+        let all = self.flows.keys().into_iter();
+        let leaving = all.filter(|&key| self.flows.get_mut(key).is_some_and(FlowState::leave));
+        let keys: Vec<u32> = leaving.take(most).collect();
         if !keys.is_empty() {
             self.export = Some(Export { to, left: keys.len() });
         }

@@ -17,8 +17,8 @@ pub(super) enum Command {
     Submit(Flow),
     /// End the flow with this number, if it is here.
     Close(u64, CloseReason),
-    /// Give every raw flow out.
-    Export(Sender<Flow>),
+    /// Give raw flows out, at most so many.
+    Export(Sender<Flow>, usize),
     /// End every flow, then the thread.
     Stop,
 }
@@ -62,11 +62,11 @@ impl Mailbox {
         }
     }
 
-    /// Asks for every raw flow; a thread that is stopping gives none.
-    pub(super) fn export(&self, to: Sender<Flow>) {
+    /// Asks for raw flows, at most so many; a thread that is stopping gives none.
+    pub(super) fn export(&self, to: Sender<Flow>, most: usize) {
         let mut queue = self.lock();
         if queue.open {
-            self.push(&mut queue, Command::Export(to));
+            self.push(&mut queue, Command::Export(to, most));
         }
     }
 

@@ -73,8 +73,8 @@ fn obey(driver: &mut impl Driver, core: &mut Core, commands: impl IntoIterator<I
                     driver.close(core, key, reason);
                 }
             }
-            Command::Export(to) => {
-                for key in core.begin_export(to) {
+            Command::Export(to, most) => {
+                for key in core.begin_export(to, most) {
                     driver.export(core, key);
                 }
             }

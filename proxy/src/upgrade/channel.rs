@@ -64,6 +64,12 @@ impl Channel {
         socket.set_write_timeout(Some(listen))
     }
 
+    /// Nothing more goes or comes but what came already: the other end's next word fails there.
+    pub(super) fn shut_down(&self) {
+        // Fails where the other end is gone, and then there is nothing to shut down.
+        let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Both);
+    }
+
     /// Sends a message whole; several threads may.
     pub(super) fn send(
         &self,

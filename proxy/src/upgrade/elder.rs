@@ -156,7 +156,7 @@ impl Elders {
     fn on_message(&self, gate: &Arc<Gate>, elder: &Arc<Elder>, message: Message<ToHeir>) {
         let Message { head, bytes, files } = message;
         match head {
-            ToHeir::Flow(flow) => self.arrived(gate, flow, bytes, files),
+            ToHeir::Flow(flow) => self.arrived(gate, elder, flow, bytes, files),
             ToHeir::Ended { id, end } => {
                 if let Some(session) = lock(&self.elsewhere).remove(&id) {
                     session.held.end(&end.into());
@@ -189,11 +189,26 @@ impl Elders {
     }
 
     /// A flow came: its session lives here from now on.
-    fn arrived(&self, gate: &Arc<Gate>, flow: FlowMessage, bytes: Vec<u8>, files: Vec<OwnedFd>) {
+    fn arrived(
+        &self,
+        gate: &Arc<Gate>,
+        elder: &Elder,
+        flow: FlowMessage,
+        bytes: Vec<u8>,
+        files: Vec<OwnedFd>,
+    ) {
         // Whoever closes it finds it here or in the engine.
         let mut elsewhere = lock(&self.elsewhere);
-        let Some(session) = elsewhere.remove(&flow.id) else { return };
         let id = flow.id;
+        // Before a byte of it moves: where this cannot be said, the other process goes on with it.
+        if let Err(error) = elder.channel.send(&ToElder::Arrived { id }, &[], &[]) {
+            tracing::error!(%error, session = id, "a console came from a process that does not listen");
+            return;
+        }
+        let Some(session) = elsewhere.remove(&id) else {
+            tracing::error!(session = id, "a console came that nobody knows; it is closed");
+            return;
+        };
         flow.begin(gate, session.held, bytes, files);
         if let Some(reason) = session.close {
             gate.engines.close(id, reason);

@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::channel::Channel;
 use super::heir::Heir;
-use super::message::{FlowMessage, PROTOCOL, SessionState, State, ToElder, ToHeir, since};
+use super::message::{PROTOCOL, SessionState, State, ToElder, ToHeir, since};
 use super::{PATIENCE, UpgradeError, VARIABLE};
 use crate::gate::Gate;
 use crate::metrics::Door;
@@ -20,6 +20,8 @@ use crate::xdp::monotonic;
 
 /// How long the last records of this process may take to reach the audit file before the other one writes there.
 const FLUSH: Duration = Duration::from_secs(2);
+/// Flows that move at once. Each of them stands still until all of them have arrived.
+const AT_ONCE: usize = 8;
 
 /// What the new process is to have besides the state.
 pub(crate) struct Offered<'a> {
@@ -44,7 +46,7 @@ pub(crate) struct Candidate {
 /// The process that took over.
 pub(crate) struct Given {
     pub(crate) heir: Arc<Heir>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Candidate {
@@ -135,7 +137,7 @@ impl Candidate {
             Ok(threads) => {
                 gate.succession.elders.forget();
                 let _ = self.child.wait();
-                Ok(Given { heir, threads })
+                Ok(Given { heir, threads: Mutex::new(threads) })
             }
             Err(error) => Err((self, error.into())),
         }
@@ -178,21 +180,22 @@ fn end(child: &mut Child) {
 
 impl Given {
     /// Sends what is left to be said, then ends.
-    pub(crate) fn finish(self) {
+    pub(crate) fn finish(&self) {
         self.heir.finish();
-        for thread in self.threads {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
             if thread.join().is_err() {
                 tracing::error!("a thread of the hand-over panicked");
             }
         }
     }
 
-    /// Sends the flows that can move; their sessions are the other process's.
+    /// Sends the flows that can move, a few at a time; their sessions are the other process's. Blocks until they are there.
     pub(crate) fn move_flows(&self, gate: &Gate) {
-        let epoch = gate.engines.epoch();
-        for flow in gate.engines.export() {
-            if let Some((message, bytes, files, on_close)) = FlowMessage::pack(flow, epoch) {
-                self.heir.send_flow(ToHeir::Flow(message), bytes, files, on_close);
+        while !self.is_gone() {
+            let mut some = gate.engines.export_some(AT_ONCE).peekable();
+            if some.peek().is_none() || self.heir.move_flows(gate, some) {
+                return;
             }
         }
     }

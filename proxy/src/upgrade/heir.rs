@@ -8,8 +8,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::channel::Channel;
-use super::message::{SessionState, ToElder, ToHeir, counts};
-use crate::flow::FlowEnd;
+use super::message::{FlowMessage, SessionState, ToElder, ToHeir, counts};
+use super::transit::Transit;
+use crate::flow::{Flow, FlowEnd};
 use crate::gate::Gate;
 use crate::session::{Account, CloseReason, Session, opened_here};
 
@@ -25,6 +26,7 @@ pub(crate) struct Heir {
     channel: Arc<Channel>,
     stage: Mutex<Stage>,
     gone: AtomicBool,
+    transit: Transit,
 }
 
 enum Stage {
@@ -36,24 +38,22 @@ enum Stage {
     Lost,
 }
 
-/// Who accounts for a flow.
-pub(super) type OnClose = Box<dyn FnOnce(FlowEnd) + Send>;
-
-/// The end of a flow that left its engine and did not arrive.
-pub(super) const NOT_MOVED: FlowEnd =
-    FlowEnd { reason: CloseReason::Internal, up: 0, down: 0, rtt_us: [None, None] };
-
 enum Event {
     Opened(Arc<Session>),
     Ended(Account, FlowEnd),
-    /// A flow that moves, and who accounts for it if it cannot.
-    Flow(ToHeir, Vec<u8>, Vec<OwnedFd>, OnClose),
+    /// A flow that moves: its bytes, and copies of its sockets. It is among those in transit itself.
+    Flow(ToHeir, Vec<u8>, Vec<OwnedFd>),
     Tell(ToHeir),
 }
 
 impl Heir {
     pub(super) fn new(channel: Arc<Channel>) -> Self {
-        Self { channel, stage: Mutex::new(Stage::Trying(Vec::new())), gone: AtomicBool::new(false) }
+        Self {
+            channel,
+            stage: Mutex::new(Stage::Trying(Vec::new())),
+            gone: AtomicBool::new(false),
+            transit: Transit::default(),
+        }
     }
 
     /// A console whose client was on his way when the state was written.
@@ -70,11 +70,36 @@ impl Heir {
         }
     }
 
-    /// Sends a flow; if that fails, `on_close` is told.
-    pub(super) fn send_flow(&self, flow: ToHeir, bytes: Vec<u8>, files: Vec<OwnedFd>, on_close: OnClose) {
-        if let Some(Event::Flow(.., on_close)) = self.take(Event::Flow(flow, bytes, files, on_close)) {
-            on_close(NOT_MOVED);
+    /// Moves these flows and waits until the other process has them. What cannot move goes on here; returns whether there
+    /// was anything of that kind.
+    pub(super) fn move_flows(&self, gate: &Gate, flows: impl Iterator<Item = Flow>) -> bool {
+        let mut stayed = false;
+        for flow in flows {
+            match FlowMessage::pack(&flow, gate.engines.epoch()) {
+                Ok((message, bytes, files)) => {
+                    self.transit.put(flow);
+                    // Where it is refused, nobody listens any more.
+                    drop(self.take(Event::Flow(ToHeir::Flow(message), bytes, files)));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, session = flow.id, "a console stays in this process");
+                    gate.engines.take_back(flow);
+                    stayed = true;
+                }
+            }
         }
+        if !self.transit.wait(PATIENCE) {
+            tracing::error!("the process that took over does not answer");
+            self.lose();
+            self.channel.shut_down();
+            // The thread that hears it has only to look.
+            self.transit.wait(PATIENCE);
+        }
+        let back = self.transit.take_back(&gate.engines);
+        if back > 0 {
+            tracing::warn!(consoles = back, "consoles that were on their way go on in this process");
+        }
+        stayed || back > 0
     }
 
     /// Says something.
@@ -156,13 +181,12 @@ impl Heir {
             Event::Ended(account, end) => {
                 self.patiently(&ToHeir::Ended { id: account.session().id, end: (*end).into() }, &[], &[])
             }
-            Event::Flow(message, bytes, files, _) => self.patiently(message, bytes, files),
+            Event::Flow(message, bytes, files) => self.patiently(message, bytes, files),
             Event::Tell(message) => self.patiently(message, &[], &[]),
         };
         if let Err(error) = sent {
-            if !self.gone.swap(true, Ordering::AcqRel) {
+            if self.lose() {
                 tracing::error!(%error, "the process that took over is gone; what stayed here is accounted here");
-                *self.stage() = Stage::Lost;
             }
             event.here(gate);
         }
@@ -173,23 +197,38 @@ impl Heir {
         self.channel.send(message, bytes, &files)
     }
 
-    /// What it asks for: the end of consoles that stayed here.
-    fn read(&self, gate: &Arc<Gate>) {
+    /// Nothing can be told to it any more. Whether this is news.
+    fn lose(&self) -> bool {
+        let news = !self.gone.swap(true, Ordering::AcqRel);
+        if news {
+            *self.stage() = Stage::Lost;
+        }
+        news
+    }
+
+    /// What it says: which flows have arrived, and the end of consoles that stayed here.
+    fn read(&self, gate: &Gate) {
         while !self.is_gone() {
             match self.channel.receive::<ToElder>() {
-                Ok(Some(message)) => {
-                    if let ToElder::Close { id, reason } = message.head {
-                        gate.engines.close(id, reason);
-                    }
-                }
+                Ok(Some(message)) => self.obey(gate, &message.head),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Ok(None) | Err(_) => {
-                    if !self.gone.swap(true, Ordering::AcqRel) {
-                        *self.stage() = Stage::Lost;
-                    }
-                    return;
-                }
+                Ok(None) | Err(_) => break,
             }
+        }
+        self.lose();
+        // From here on it cannot say that a flow arrived; what it said before is still to be read.
+        self.channel.shut_down();
+        while let Ok(Some(message)) = self.channel.receive::<ToElder>() {
+            self.obey(gate, &message.head);
+        }
+        self.transit.fall_silent();
+    }
+
+    fn obey(&self, gate: &Gate, word: &ToElder) {
+        match *word {
+            ToElder::Close { id, reason } => gate.engines.close(id, reason),
+            ToElder::Arrived { id } => self.transit.arrived(id),
+            ToElder::Hello { .. } | ToElder::Failed { .. } | ToElder::Prepared | ToElder::Took => {}
         }
     }
 
@@ -204,9 +243,7 @@ impl Event {
         match self {
             Self::Opened(session) => opened_here(gate, &session),
             Self::Ended(account, end) => account.settle(&end),
-            // Its sockets close with the message.
-            Self::Flow(.., on_close) => on_close(NOT_MOVED),
-            Self::Tell(_) => {}
+            Self::Flow(..) | Self::Tell(_) => {}
         }
     }
 }

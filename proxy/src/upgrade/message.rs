@@ -9,12 +9,15 @@
 //!    │ State, Elder… ──────────────────────►
 //!    │ ◄──────────────────────────── Took       from here on the new one would go on alone
 //!    │ Yours ──────────────────────────────►    MAINPID is the new one's; it accepts
-//!    │ Flow + both sockets, … ─────────────►
+//!    │ Flow + both sockets, a few ─────────►    they stand still here and there
+//!    │ ◄───────────────────── Arrived, each     from here on the flow is the new one's, and runs there
+//!    │ Flow, … (the next few) ─────────────►
 //!    │ Opened, Ended, Counters, Moved ─────►    of what stays with the old one
 //!    │ ◄──────────────────────────── Close      an operator's, a revocation's
 //! ```
 //! Times are nanoseconds since the flow engines' epoch, which both share; on one boot they mean the same in both.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -23,7 +26,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::heir::{NOT_MOVED, OnClose};
 use crate::flow::{Flow, FlowCounters, FlowEnd, FlowLimits, Half, Leg, Progress};
 use crate::gate::Gate;
 use crate::metrics::Door;
@@ -31,7 +33,9 @@ use crate::session::{CloseReason, Held, Session};
 use crate::ticket::TicketState;
 
 /// Counts what an older or younger process would not understand.
-pub(super) const PROTOCOL: u32 = 1;
+pub(super) const PROTOCOL: u32 = 2;
+/// The end of a flow that arrived and found no room.
+const NOT_BEGUN: FlowEnd = FlowEnd { reason: CloseReason::Internal, up: 0, down: 0, rtt_us: [None, None] };
 
 /// From the process that goes.
 #[derive(Serialize, Deserialize)]
@@ -69,6 +73,8 @@ pub(super) enum ToElder {
     Took,
     /// End this session.
     Close { id: u64, reason: CloseReason },
+    /// This flow is its own. Said before it moves a byte: whoever cannot read this has lost nothing of the flow.
+    Arrived { id: u64 },
 }
 
 /// Registry, limits and tickets.
@@ -157,15 +163,20 @@ impl From<Direction> for Half {
 }
 
 impl FlowMessage {
-    /// Takes a flow apart: what is told, the bytes that are still to be delivered, and the sockets.
-    pub(super) fn pack(flow: Flow, epoch: Instant) -> Option<(Self, Vec<u8>, Vec<OwnedFd>, OnClose)> {
-        let Flow { id, client: Leg::Raw(client), backend: Leg::Raw(backend), .. } = flow else { return None };
-        let Flow { mut to_backend, to_client, limits, progress, counters, on_close, .. } = flow;
-        let (up, down, _) = counts(&counters);
+    /// What is told of a flow, the bytes that are still to be delivered, and its sockets, which stay open here as well.
+    ///
+    /// # Errors
+    /// The limit of open files, or a leg whose state cannot move.
+    pub(super) fn pack(flow: &Flow, epoch: Instant) -> io::Result<(Self, Vec<u8>, Vec<OwnedFd>)> {
+        let (Leg::Raw(client), Leg::Raw(backend)) = (&flow.client, &flow.backend) else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let Flow { limits, progress, .. } = flow;
+        let (up, down, _) = counts(&flow.counters);
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let this = Self {
-            id,
-            to_backend: to_backend.len(),
+            id: flow.id,
+            to_backend: flow.to_backend.len(),
             idle_ms: limits.idle.map(millis),
             ends_at: limits.ends_at.map(|at| since(epoch, at)),
             half_close_ms: millis(limits.half_close),
@@ -176,8 +187,8 @@ impl FlowMessage {
             half_closed_ms: progress.half_closed.map(millis),
             delivered: (up, down),
         };
-        to_backend.extend_from_slice(&to_client);
-        Some((this, to_backend, vec![client, backend], on_close))
+        let bytes = [&flow.to_backend[..], &flow.to_client].concat();
+        Ok((this, bytes, vec![client.try_clone()?, backend.try_clone()?]))
     }
 
     /// Puts it into this process's engine. What cannot be is over.
@@ -191,9 +202,9 @@ impl FlowMessage {
             silent: Duration::from_millis(self.silent_ms),
             half_closed: self.half_closed_ms.map(Duration::from_millis),
         };
-        let on_close: OnClose = Box::new(move |end| held.end(&end));
+        let on_close: Box<dyn FnOnce(FlowEnd) + Send> = Box::new(move |end| held.end(&end));
         let mut files = files.into_iter().map(Leg::Raw);
-        let (Some(client), Some(backend)) = (files.next(), files.next()) else { return on_close(NOT_MOVED) };
+        let (Some(client), Some(backend)) = (files.next(), files.next()) else { return on_close(NOT_BEGUN) };
         let to_client = bytes.split_off(self.to_backend.min(bytes.len()));
         let limits = FlowLimits {
             idle: self.idle_ms.map(Duration::from_millis),
@@ -214,7 +225,7 @@ impl FlowMessage {
             on_close,
         };
         if let Err(flow) = gate.engines.submit(flow) {
-            (flow.on_close)(NOT_MOVED);
+            (flow.on_close)(NOT_BEGUN);
         }
     }
 }

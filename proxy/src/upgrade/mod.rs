@@ -2,7 +2,8 @@
 //! older one keeps what cannot move (TLS or WebSocket on a leg) until it ends or the drain deadline comes.
 //!
 //! `give` (in `control::upgrade`) drives the old side, [`Inheritance`] the new one; `message` has their dialogue. If the new
-//! process fails before it is in charge, the old one goes on as if nothing had happened.
+//! process fails before it is in charge, the old one goes on as if nothing had happened. If it fails later, the consoles that it
+//! had said to be its own end with it; the others go on in the old process (`transit`) until the drain deadline.
 
 mod channel;
 mod elder;
@@ -10,6 +11,7 @@ mod give;
 mod heir;
 mod message;
 mod take;
+mod transit;
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
