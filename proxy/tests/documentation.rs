@@ -90,3 +90,50 @@ fn every_promise_names_a_test_that_exists() {
     let missing: Vec<_> = named.filter(|name| !all.contains(*name)).collect();
     assert!(missing.is_empty(), "SPECIFICATION.md names tests that are not there: {missing:?}");
 }
+
+/// Every `mksgate …` of a text: the words of its command, and the options that follow.
+fn commands(text: &str) -> BTreeSet<(Vec<String>, Vec<String>)> {
+    let indented =
+        text.lines().filter(|line| line.starts_with("    ")).flat_map(|line| line.split(['#', '|', ';']));
+    let quoted =
+        text.lines().flat_map(|line| line.split('`').skip(1).step_by(2)).flat_map(|code| code.split('|'));
+    let code = indented.chain(quoted).flat_map(|code| code.split("&&").collect::<Vec<_>>());
+    let is_word =
+        |word: &&str| word.chars().all(|c| c.is_ascii_lowercase() || c == '-') && !word.starts_with('-');
+    code.filter_map(|code| {
+        let mut all = code.split_whitespace().skip_while(|word| *word != "mksgate").skip(1).peekable();
+        all.peek()?;
+        let all: Vec<&str> = all.collect();
+        // Two spaces and more are between a command and what a table says of it.
+        let end = code.split("mksgate ").nth(1).and_then(|rest| rest.split("  ").next()).unwrap_or_default();
+        let all = &all[..end.split_whitespace().count().min(all.len())];
+        let path = all.iter().copied().take_while(is_word).map(str::to_owned).collect();
+        let trim =
+            |word: &str| word.trim_matches(['[', ']', '…']).split('=').next().unwrap_or_default().to_owned();
+        let options = all.iter().map(|word| trim(word)).filter(|word| word.starts_with("--")).collect();
+        Some((path, options))
+    })
+    .collect()
+}
+
+#[test]
+fn every_command_that_the_operators_are_told_exists_with_its_options() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let mut seen = BTreeSet::new();
+    for file in
+        ["operations.md", "xdp.md", "browser.md", "vcenter.md", "desk.md", "ticket-format.md", "../README.md"]
+    {
+        let text = fs::read_to_string(docs.join(file)).unwrap();
+        for (path, options) in commands(&text) {
+            let help = mksgate().args(&path).arg("--help").output().unwrap();
+            let said = String::from_utf8_lossy(&help.stderr).into_owned();
+            assert!(help.status.success(), "{file}: mksgate {}: {said}", path.join(" "));
+            let help = String::from_utf8(help.stdout).unwrap();
+            for option in options {
+                assert!(help.contains(&option), "{file}: mksgate {} has no {option}", path.join(" "));
+            }
+            seen.insert(path.first().cloned());
+        }
+    }
+    assert!(seen.len() > 12, "{seen:?}");
+}

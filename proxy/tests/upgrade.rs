@@ -1,6 +1,7 @@
 //! A younger process takes over from an older one while consoles run: none ends, none is refused, everything still counts.
 
 mod support;
+mod web_client;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,11 +14,13 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mksgate::session::CloseReason;
 use mksgate_bench::sim::{Esxi, EsxiConfig, Screen, Ticket, Vm};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use support::{Appliance, HOST_TICKET, Setup, VM, client};
+use web_client::Web;
 
 /// The appliance whose process changes.
 struct Service {
@@ -168,6 +171,64 @@ fn a_program_that_does_not_start_changes_nothing() {
     client::open(client::mks(service.gate.tls), &service.gate.ticket(&host), VM).expect("the doors are open");
     service.upgrade();
     ping(&mut console);
+}
+
+/// A host whose consoles browsers can open, too.
+fn web_host() -> Esxi {
+    let config = EsxiConfig::default().vm(Vm::new(VM, Screen::echo()));
+    Esxi::start(config.ticket(Ticket::new(HOST_TICKET, VM))).unwrap()
+}
+
+fn browser(service: &Service, host: &Esxi) -> Web {
+    let mut web = Web::open(service.gate.tls, &format!("/ticket/{}", service.gate.ticket(host)));
+    web.shake_hands();
+    web.echo(b"a key");
+    web
+}
+
+fn elsewhere(service: &Service) -> u64 {
+    service.json(&["status"])["service"]["sessions_elsewhere"].as_u64().unwrap()
+}
+
+/// TLS cannot move: such a console stays with the older process, is listed and closed by way of the younger one, and the
+/// older one ends with the last of them.
+#[test]
+fn consoles_in_browsers_stay_in_the_older_process_until_they_end() {
+    let (mut service, host) = (Service::start(Setup::new()), web_host());
+    let (mut first, mut second) = (browser(&service, &host), browser(&service, &host));
+    service.upgrade();
+    service.gate.wait_log(|line| line["fields"]["message"] == "upgrade: what can move has moved");
+    first.echo(b"over the upgrade");
+    second.echo(b"this one, too");
+    assert_eq!(elsewhere(&service), 2);
+    let mut third = browser(&service, &host);
+    let listed = service.json(&["sessions", "list"])["sessions"].as_array().unwrap().len();
+    assert_eq!(listed, 3, "two of the older process and one of the younger");
+    service.says(&["sessions", "close", "1"]).unwrap();
+    let (code, words) = CloseReason::Operator.words();
+    assert_eq!(first.end(), (code.0, words.to_owned()));
+    second.echo(b"the last one there");
+    drop(second);
+    service.gate.wait_log(|line| line["fields"]["message"] == "stopped");
+    third.echo(b"goes on");
+    let mut closed: Vec<(u64, Value)> = Vec::new();
+    for record in service.gate.audit().iter().filter(|record| record["event"] == "close") {
+        closed.push((record["session"].as_u64().unwrap(), record["reason"].clone()));
+    }
+    assert_eq!(closed, [(1, "operator".into()), (2, "client_closed".into())], "each once");
+    assert_eq!(elsewhere(&service), 0);
+}
+
+#[test]
+fn a_console_in_a_browser_is_told_when_the_time_of_its_process_is_over() {
+    let drain = "[deadlines]\ndrain_seconds = 0.2";
+    let (mut service, host) = (Service::start(Setup::new().with(drain)), web_host());
+    let mut old = browser(&service, &host);
+    service.upgrade();
+    let (code, words) = CloseReason::Drain.words();
+    assert_eq!(old.end(), (code.0, words.to_owned()));
+    service.gate.wait_log(|line| line["fields"]["message"] == "stopped");
+    browser(&service, &host).echo(b"the younger process serves");
 }
 
 /// Opens consoles, lets a younger process take over, and ends that with SIGKILL when the first console has moved. Returns how

@@ -211,6 +211,13 @@ const NEEDS: &[Need] = &[
         from: Source::Apt(&["debootstrap"]),
     },
     Need {
+        what: "faketime",
+        why: "sets the clock of one process",
+        jobs: &[Job::Test],
+        found: || find("faketime").is_some(),
+        from: Source::Apt(&["faketime"]),
+    },
+    Need {
         what: "systemd-nspawn",
         why: "boots that root",
         jobs: &[Job::Test],
