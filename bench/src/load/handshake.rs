@@ -84,10 +84,20 @@ pub fn plain(to: SocketAddr, config: &Arc<ClientConfig>) -> Result<Sealed> {
     Ok(client)
 }
 
+/// Opens a console through one who only ends TLS, up to ServerInit: the viewer and the server play RFB's handshake themselves.
+pub fn through(to: SocketAddr, config: &Arc<ClientConfig>) -> Result<Sealed> {
+    view(Sealed::connect(to, config)?)
+}
+
 /// Opens a console through the appliance.
 pub fn console(to: SocketAddr, ticket: &str, config: &Arc<ClientConfig>) -> Result<Sealed> {
     let mut client = Sealed::connect(to, config)?;
     client.upgrade(&format!("/ticket/{ticket}"))?;
+    view(client)
+}
+
+/// A viewer's part, up to ServerInit.
+fn view(mut client: Sealed) -> Result<Sealed> {
     let (mut version, mut types, mut result, mut init) = ([0; 12], [0; 2], [0; 4], [0; 24]);
     client.receive(&mut version)?;
     client.send(VERSION)?;

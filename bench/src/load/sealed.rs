@@ -24,6 +24,8 @@ pub struct Sealed {
     tcp: TcpStream,
     tls: ClientConnection,
     web: Option<Frames>,
+    /// Of a WebSocket's content, what came before it was asked for.
+    early: Vec<u8>,
 }
 
 /// TLS_AES_128_GCM_SHA256, which browsers take, and P-256.
@@ -42,7 +44,7 @@ impl Sealed {
         tcp.set_read_timeout(Some(PATIENCE))?;
         tcp.set_write_timeout(Some(PATIENCE))?;
         let tls = ClientConnection::new(Arc::clone(config), ServerName::try_from("console.example")?)?;
-        let mut this = Self { tcp, tls, web: None };
+        let mut this = Self { tcp, tls, web: None, early: Vec::new() };
         while this.tls.is_handshaking() {
             this.tls.complete_io(&mut this.tcp).context("TLS handshake")?;
         }
@@ -92,20 +94,19 @@ impl Sealed {
             }
             return Ok(());
         }
-        let mut got = Vec::new();
-        while got.len() < into.len() {
+        while self.early.len() < into.len() {
             let mut piece = [0; 512];
             match self.tls.reader().read(&mut piece) {
                 Ok(n) => {
                     let frames = self.web.as_mut().context("a WebSocket")?;
-                    frames.take(&piece[..n], &mut got)?;
+                    frames.take(&piece[..n], &mut self.early)?;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.more()?,
                 Err(error) => return Err(error.into()),
             }
         }
-        ensure!(got.len() == into.len(), "more than was due");
-        into.copy_from_slice(&got);
+        into.copy_from_slice(&self.early[..into.len()]);
+        self.early.drain(..into.len());
         Ok(())
     }
 

@@ -237,6 +237,10 @@ fn idle_consoles(context: &Context, out: &mut Outcome, sessions: usize) -> Resul
     Ok(Some(round.per_session / 1024.0))
 }
 
+/// HAProxy, with RFB's whole handshake carried to the server and back: as far as the appliance's consoles come, less WebSocket
+/// and ticket.
+const THROUGH: &str = "haproxy, to ServerInit";
+
 /// One whose consoles are opened.
 struct Lane {
     name: &'static str,
@@ -245,7 +249,10 @@ struct Lane {
 }
 
 enum Open {
+    /// Up to the server's first line.
     Plain(Terminating),
+    /// Up to ServerInit.
+    Through(Terminating),
     Console(Box<Appliance>),
 }
 
@@ -265,14 +272,13 @@ fn handshakes(context: &Context, out: &mut Outcome, kind: KeyKind) -> Result<()>
         Ok(Some(Lane { name: "mksgate serve", open: Open::Console(Box::new(appliance)), pid }))
     };
     lanes.extend(context.peer("mksgate", out, start));
-    for terminator in [Terminator::Haproxy, Terminator::Nginx] {
+    let plain =
+        [Terminator::Haproxy, Terminator::Nginx].map(|t| (t, t.peer_name(), Open::Plain as fn(_) -> _));
+    let through = (Terminator::Haproxy, THROUGH, Open::Through as fn(_) -> _);
+    for (terminator, name, open) in plain.into_iter().chain([through]) {
         let start = || {
             let running = terminator.start(server.address, &identity, context.dir())?;
-            Ok(running.map(|running| Lane {
-                name: terminator.peer_name(),
-                pid: running.pid(),
-                open: Open::Plain(running),
-            }))
+            Ok(running.map(|running| Lane { name, pid: running.pid(), open: open(running) }))
         };
         lanes.extend(context.peer(terminator.peer_name(), out, start));
     }
@@ -281,6 +287,10 @@ fn handshakes(context: &Context, out: &mut Outcome, kind: KeyKind) -> Result<()>
         Open::Plain(running) => {
             let address = running.address;
             handshake::run(lane.pid, seconds, || handshake::plain(address, &config))
+        }
+        Open::Through(running) => {
+            let address = running.address;
+            handshake::run(lane.pid, seconds, || handshake::through(address, &config))
         }
         Open::Console(appliance) => {
             // A ticket each, as in life: none is opened twice.
