@@ -27,6 +27,10 @@ use crate::xdp::DropEvent;
 const QUEUE: usize = 8192;
 /// Records written with one write(2).
 const BATCH: usize = 256;
+/// How long the writer of a busy appliance gathers: woken for each record, it would cost two switches of threads per console.
+const GATHER: Duration = Duration::from_millis(10);
+/// Records within [`GATHER`] that make it busy; up to so many are written at once.
+const BUSY: usize = 8;
 /// Refusals recorded each second; a flood of bad clients must not fill the disk. The next record tells how many were left out.
 const REFUSALS_PER_SECOND: u32 = 50;
 /// systemd-journald's native socket (systemd.io/JOURNAL_NATIVE_PROTOCOL).
@@ -136,6 +140,7 @@ impl Audit {
     pub fn reopen(&self) {
         self.counters.reopen.store(true, Ordering::Release);
         self.send(Message::Reopen);
+        self.hurry();
     }
 
     /// Waits until everything recorded so far was written or lost; false if that took longer.
@@ -148,6 +153,7 @@ impl Audit {
             }
             thread::yield_now();
         }
+        self.hurry();
         wait.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok()
     }
 
@@ -176,6 +182,13 @@ impl Audit {
         }
     }
 
+    /// The writer gathers no longer.
+    fn hurry(&self) {
+        if let Some(writer) = &self.writer {
+            writer.thread().unpark();
+        }
+    }
+
     fn send(&self, message: Message) -> bool {
         self.queue.as_ref().is_some_and(|queue| queue.try_send(message).is_ok())
     }
@@ -185,6 +198,7 @@ impl Drop for Audit {
     /// Writes what is queued.
     fn drop(&mut self) {
         drop(self.queue.take());
+        self.hurry();
         if let Some(writer) = self.writer.take() {
             // It ends once the queue is empty; if it panicked there is nothing left to write with.
             let _ = writer.join();
@@ -208,6 +222,26 @@ impl Window {
     }
 }
 
+/// How much was written lately.
+struct Pace {
+    since: Instant,
+    records: usize,
+}
+
+impl Pace {
+    /// Rests after a batch, where records come close together. [`Audit::hurry`] ends the rest.
+    fn rest(&mut self, written: usize) {
+        let now = Instant::now();
+        if now.duration_since(self.since) >= GATHER {
+            (self.since, self.records) = (now, 0);
+        }
+        self.records += written;
+        if self.records > BUSY {
+            thread::park_timeout(GATHER);
+        }
+    }
+}
+
 /// The writer thread: until every sender is gone and the queue is empty.
 fn write_all(
     messages: &Receiver<Message>,
@@ -219,6 +253,7 @@ fn write_all(
         file.reopen();
     }
     let mut batch: Vec<(String, Box<Record>)> = Vec::with_capacity(BATCH);
+    let mut pace = Pace { since: Instant::now(), records: 0 };
     while let Ok(first) = messages.recv() {
         let mut flushes = Vec::new();
         let mut next = Some(first);
@@ -247,9 +282,15 @@ fn write_all(
             written = written.min(batch.len() - lost);
         }
         counters.written.fetch_add(written as u64, Ordering::Relaxed);
+        let records = batch.len();
         batch.clear();
+        let waited_for = !flushes.is_empty();
         for done in flushes {
             let _ = done.try_send(());
+        }
+        // A full batch left others behind, and somebody who waits may ask again.
+        if records < BATCH && !waited_for {
+            pace.rest(records);
         }
     }
 }
