@@ -54,11 +54,11 @@ pub fn inherit(fd: std::os::fd::RawFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Waits for a descriptor on the current tokio runtime.
-pub fn watched(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+/// Waits for `interest` in a descriptor on the current tokio runtime.
+pub fn watched(fd: OwnedFd, interest: tokio::io::Interest) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd answers with one and the same open descriptor for as long as it lives, which is what tokio asks
     // of the type it registers; no safe constructor is left that is not deprecated.
-    unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(Into::into)
+    unsafe { tokio::io::unix::AsyncFd::register_with_interest(fd, interest) }.map_err(Into::into)
 }
 
 /// Takes the standard input out of the way, which is a socket that was given to this process; /dev/null takes its place.

@@ -6,9 +6,9 @@ use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, send};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_uring::buf::BoundedBuf;
+use nix::sys::socket::{MsgFlags, recv, send};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use crate::config::Sockets;
 use crate::sys;
@@ -20,37 +20,53 @@ pub struct Wire {
 
 enum Stream {
     Uring { stream: tokio_uring::net::TcpStream, keep: OwnedFd },
-    Tokio(tokio::net::TcpStream),
+    Tokio(AsyncFd<OwnedFd>),
     Gone,
 }
 
 impl Wire {
-    /// Takes over a socket that tokio-uring accepted.
-    pub fn from_uring(stream: tokio_uring::net::TcpStream) -> io::Result<Self> {
-        let keep = sys::duplicate(&stream)?;
-        Ok(Self { stream: Stream::Uring { stream, keep } })
-    }
-
-    /// Takes over a tokio socket, for a runtime without io_uring.
-    pub fn from_tokio(stream: tokio::net::TcpStream) -> Self {
-        Self { stream: Stream::Tokio(stream) }
-    }
-
-    /// Takes over a connected tokio socket and drives it with `runtime`.
-    pub fn adopt(stream: tokio::net::TcpStream, runtime: Runtime) -> io::Result<Self> {
-        match runtime {
-            Runtime::Tokio => Ok(Self::from_tokio(stream)),
+    /// Takes over a connected socket that blocks; `runtime` drives it.
+    pub fn new(socket: OwnedFd, runtime: Runtime) -> io::Result<Self> {
+        let stream = match runtime {
             Runtime::Uring => {
-                let stream = stream.into_std()?;
-                // io_uring answers EAGAIN at once on a non-blocking socket instead of waiting.
-                stream.set_nonblocking(false)?;
-                Self::from_uring(tokio_uring::net::TcpStream::from_std(stream))
+                let keep = sys::duplicate(&socket)?;
+                Stream::Uring { stream: tokio_uring::net::TcpStream::from_std(socket.into()), keep }
             }
+            Runtime::Tokio => Stream::Tokio(sys::watched(socket, Interest::READABLE)?),
+        };
+        Ok(Self { stream })
+    }
+
+    /// Takes over a socket of tokio's.
+    pub fn from_tokio(stream: tokio::net::TcpStream) -> io::Result<Self> {
+        Self::new(stream.into_std()?.into(), Runtime::Tokio)
+    }
+
+    /// Waits until a non-blocking socket is connected.
+    pub async fn connecting(socket: OwnedFd, runtime: Runtime) -> io::Result<Self> {
+        let socket = sys::watched(socket, Interest::READABLE | Interest::WRITABLE)?;
+        drop(socket.writable().await?);
+        if let Some(error) = socket2::SockRef::from(&socket).take_error()? {
+            return Err(error);
+        }
+        match runtime {
+            Runtime::Uring => {
+                let socket = socket.into_inner();
+                // io_uring answers EAGAIN at once on a non-blocking socket instead of waiting.
+                socket2::SockRef::from(&socket).set_nonblocking(false)?;
+                Self::new(socket, runtime)
+            }
+            Runtime::Tokio => Ok(Self { stream: Stream::Tokio(socket) }),
         }
     }
 
     /// Reads what there is, at most `max` bytes, behind what `buffer` already holds. 0: the peer is done.
     pub async fn read_into(&mut self, buffer: &mut Vec<u8>, max: usize) -> io::Result<usize> {
+        // What is there needs no turn of ring and runtime.
+        match receive_now(&self.as_fd(), buffer, max) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
         match &mut self.stream {
             Stream::Uring { stream, .. } => {
                 let (result, bytes) = stream.read(Vec::with_capacity(max)).await;
@@ -58,26 +74,32 @@ impl Wire {
                 buffer.extend_from_slice(&bytes[..n]);
                 Ok(n)
             }
-            Stream::Tokio(stream) => stream.take(max as u64).read_buf(buffer).await,
+            Stream::Tokio(socket) => loop {
+                let mut ready = socket.readable().await?;
+                if let Ok(done) = ready.try_io(|socket| receive_now(socket, buffer, max)) {
+                    return done;
+                }
+            },
             Stream::Gone => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 
     /// Writes all of it.
     pub async fn write_all(&mut self, bytes: Vec<u8>) -> io::Result<()> {
-        match &mut self.stream {
-            Stream::Uring { stream, keep } => {
-                // What is said in a handshake nearly always fits the socket's buffer: then it is one system call, and no
-                // turn of ring and runtime.
-                let sent = send_now(keep, &bytes)?;
-                if sent == bytes.len() {
-                    return Ok(());
-                }
-                stream.write_all(bytes.slice(sent..)).await.0
-            }
-            Stream::Tokio(stream) => stream.write_all(&bytes).await,
-            Stream::Gone => Err(io::ErrorKind::NotConnected.into()),
+        // What is said in a handshake nearly always fits the socket's buffer: then it is one system call.
+        let mut sent = send_now(&self.as_fd(), &bytes)?;
+        if sent == bytes.len() {
+            return Ok(());
         }
+        let room = sys::watched(self.as_fd().try_clone_to_owned()?, Interest::WRITABLE)?;
+        while sent < bytes.len() {
+            let mut ready = room.writable().await?;
+            match send_now(room.get_ref(), &bytes[sent..])? {
+                0 => ready.clear_ready(),
+                n => sent += n,
+            }
+        }
+        Ok(())
     }
 
     /// Sends FIN, then reads and drops what still comes until the peer closes too.
@@ -90,11 +112,14 @@ impl Wire {
         Ok(())
     }
 
-    /// Both ends of the connection: ours, then the peer's.
-    pub fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
-        let socket = socket2::SockRef::from(self);
-        let address = |a: socket2::SockAddr| a.as_socket().ok_or(io::Error::from(io::ErrorKind::Unsupported));
-        Ok((address(socket.local_addr()?)?, address(socket.peer_addr()?)?))
+    /// Our end of the connection.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        internet(socket2::SockRef::from(self).local_addr()?)
+    }
+
+    /// The other end.
+    pub fn peer(&self) -> io::Result<SocketAddr> {
+        internet(socket2::SockRef::from(self).peer_addr()?)
     }
 
     /// Gives the socket away, open. No operation may be in flight, which a `&mut self` API grants between calls that
@@ -102,7 +127,7 @@ impl Wire {
     pub fn into_fd(mut self) -> io::Result<OwnedFd> {
         match std::mem::replace(&mut self.stream, Stream::Gone) {
             Stream::Uring { keep, .. } => Ok(keep),
-            Stream::Tokio(stream) => Ok(stream.into_std()?.into()),
+            Stream::Tokio(socket) => Ok(socket.into_inner()),
             Stream::Gone => Err(io::ErrorKind::NotConnected.into()),
         }
     }
@@ -112,7 +137,7 @@ impl AsFd for Wire {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.stream {
             Stream::Uring { keep, .. } => keep.as_fd(),
-            Stream::Tokio(stream) => stream.as_fd(),
+            Stream::Tokio(socket) => socket.get_ref().as_fd(),
             Stream::Gone => unreachable!("only into_fd leaves Gone, and it takes the wire"),
         }
     }
@@ -127,25 +152,49 @@ impl Drop for Wire {
     }
 }
 
+/// A socket's address in the Internet.
+pub fn internet(address: socket2::SockAddr) -> io::Result<SocketAddr> {
+    address.as_socket().ok_or(io::ErrorKind::Unsupported.into())
+}
+
 /// Sends what fits now; 0: nothing.
-fn send_now(socket: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
-    match send(socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+fn send_now(socket: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    match send(socket.as_fd().as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
         Err(Errno::EAGAIN | Errno::EINTR) => Ok(0),
         sent => Ok(sent?),
     }
 }
 
+/// Receives what is there.
+fn receive_now(socket: &impl AsFd, buffer: &mut Vec<u8>, max: usize) -> io::Result<usize> {
+    let had = buffer.len();
+    buffer.resize(had + max, 0);
+    let received = loop {
+        match recv(socket.as_fd().as_raw_fd(), &mut buffer[had..], MsgFlags::MSG_DONTWAIT) {
+            Err(Errno::EINTR) => {}
+            other => break other,
+        }
+    };
+    buffer.truncate(had + received.unwrap_or(0));
+    Ok(received?)
+}
+
 /// Options of a leg: no Nagle (keystrokes are small), keep-alive and TCP_USER_TIMEOUT (a pulled cable is noticed in a
-/// minute, not in seventeen), and the tenant's number as mark, which `ss -e` shows as `fwmark`.
-pub fn set_options(socket: &impl AsFd, options: &Sockets, mark: u32) -> io::Result<()> {
+/// minute, not in seventeen). Set on a listener, what it accepts from then on has them.
+pub fn set_options(socket: &impl AsFd, options: &Sockets) -> io::Result<()> {
     let socket = socket2::SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     let interval = (options.keepalive / 3).max(std::time::Duration::from_secs(1));
     let keepalive =
         socket2::TcpKeepalive::new().with_time(options.keepalive).with_interval(interval).with_retries(3);
     socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(options.user_timeout))?;
+    socket.set_tcp_user_timeout(Some(options.user_timeout))
+}
+
+/// The tenant's number as a leg's mark, which `ss -e` shows as `fwmark`.
+pub fn set_mark(socket: &impl AsFd, options: &Sockets, mark: u32) -> io::Result<()> {
     if options.mark && mark != 0 {
+        let socket = socket2::SockRef::from(socket);
         match socket.set_mark(mark) {
             // Without CAP_NET_ADMIN sockets go unmarked; the console matters more than its label.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}

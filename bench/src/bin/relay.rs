@@ -13,7 +13,7 @@ use mksgate::flow::{Driver, Engines, Flow, FlowConfig, FlowLimits, Leg, Mode, We
 use mksgate::protocol::http::Head;
 use mksgate::protocol::websocket::{Decoder, Peer, negotiate};
 use mksgate::tls::{Policy, Presented, Session, TlsStream, certificate, server_config};
-use mksgate::wire::Wire;
+use mksgate::wire::{Runtime, Wire};
 use rustls::ServerConfig;
 use rustls::server::UnbufferedServerConnection;
 use socket2::{Domain, Socket, Type};
@@ -136,8 +136,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener> {
 
 /// TLS, and the upgrade to a WebSocket; returns what was received behind it.
 async fn shake_hands(client: TcpStream, tls: &Arc<ServerConfig>, websocket: bool) -> Result<(Leg, Vec<u8>)> {
-    client.set_nonblocking(true)?;
-    let wire = Wire::from_tokio(tokio::net::TcpStream::from_std(client)?);
+    let wire = Wire::new(client.into(), Runtime::Tokio)?;
     let connection = UnbufferedServerConnection::new(Arc::clone(tls))?;
     let mut stream = TlsStream::handshake(wire, connection, Vec::new()).await?;
     let mut rest = Vec::new();

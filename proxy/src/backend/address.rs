@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::net::TcpSocket;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{BackendError, Step};
 use crate::config::{Sockets, Tenant};
@@ -60,7 +60,12 @@ async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, BackendError>
 }
 
 async fn connect(address: SocketAddr, how: Dial<'_>) -> io::Result<Wire> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    wire::set_options(&socket, how.sockets, how.tenant.number)?;
-    Wire::adopt(socket.connect(address).await?, how.runtime)
+    let kind = Type::STREAM.nonblocking();
+    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+    wire::set_options(&socket, how.sockets)?;
+    wire::set_mark(&socket, how.sockets, how.tenant.number)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => Wire::connecting(socket.into(), how.runtime).await,
+    }
 }

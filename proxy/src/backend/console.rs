@@ -57,6 +57,11 @@ pub async fn open(target: &Target, vm: &str, how: Opening<'_>) -> Result<Console
     }
 }
 
+/// Whether consoles of this kind all begin with ServerInit, as [`Console::wants_handshake`] tells afterwards.
+pub fn wants_handshake(kind: TargetKind) -> bool {
+    matches!(kind, TargetKind::EsxiMks | TargetKind::EsxTwoPass | TargetKind::Vnc)
+}
+
 async fn open_host(target: &Target, vm: &str, how: &Opening<'_>) -> Result<Console, BackendError> {
     let began = Instant::now();
     let console = match target.kind {
@@ -110,7 +115,7 @@ async fn esxi_mks(target: &Target, vm: &str, how: &Opening<'_>) -> Result<Consol
     let cfg_file = target.cfg_file.as_deref().unwrap_or(vm);
     let tls = host.console_inside(cfg_file, &announced, &nonce, how.provider.clone()).await?;
     let (leg, to_client) = tls_leg(tls)?;
-    Ok(Console { leg, to_client, wants_handshake: true })
+    Ok(Console { leg, to_client, wants_handshake: wants_handshake(target.kind) })
 }
 
 /// Base64 of 12 random bytes: 16 characters.

@@ -228,7 +228,7 @@ pub(super) async fn pinned(
     early: Vec<u8>,
     step: Step,
 ) -> Result<TlsStream<UnbufferedClientConnection>, BackendError> {
-    let (_, peer) = wire.addresses().map_err(BackendError::Internal)?;
+    let peer = wire.peer().map_err(BackendError::Internal)?;
     let tls = |error: rustls::Error| BackendError::Tls(error.into());
     let config = Pinned::config(pins, provider).map_err(tls)?;
     // The name is never checked and, being an address, not sent either: hosts are known by thumbprint.

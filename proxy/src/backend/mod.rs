@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use thiserror::Error;
 
 pub use address::{Dial, dial};
-pub use console::{Console, Opening, open};
+pub use console::{Console, Opening, open, wants_handshake};
 pub use esxi_mks::EsxiMks;
 pub use health::Hosts;
 pub use reach::{Reached, ask_vcenter, moref, reach};

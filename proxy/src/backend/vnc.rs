@@ -65,11 +65,19 @@ impl Stream {
 async fn shake_hands(stream: &mut Stream, password: Option<String>) -> Result<Vec<u8>, BackendError> {
     let closed = |error| BackendError::Closed { step: Step::Rfb, error };
     let (mut handshake, mut buffer) = (ClientHandshake::new(password), Vec::new());
+    let mut said = Vec::new();
     loop {
-        match handshake.step(&mut buffer).map_err(BackendError::Rfb)? {
-            Next::Send(bytes) => stream.send(bytes).await.map_err(closed)?,
-            Next::Wait => stream.more(&mut buffer).await.map_err(closed)?,
+        let next = handshake.step(&mut buffer).map_err(BackendError::Rfb)?;
+        if let Next::Send(bytes) = next {
+            said.extend(bytes);
+            continue;
+        }
+        if !said.is_empty() {
+            stream.send(std::mem::take(&mut said)).await.map_err(closed)?;
+        }
+        match next {
             Next::Done => return Ok(buffer),
+            _ => stream.more(&mut buffer).await.map_err(closed)?,
         }
     }
 }

@@ -82,7 +82,7 @@ impl Target {
     async fn tcp(&self) -> Result<(Wire, Vec<u8>), ConnectError> {
         match &self.proxy {
             Some(proxy) => proxy.tunnel(&self.host, self.port).await,
-            None => Ok((Wire::from_tokio(proxy::dial(&self.host, self.port).await?), Vec::new())),
+            None => Ok((Wire::from_tokio(proxy::dial(&self.host, self.port).await?)?, Vec::new())),
         }
     }
 

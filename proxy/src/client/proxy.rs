@@ -63,7 +63,7 @@ impl HttpProxy {
 
     /// Opens a tunnel to `host:port`. Also gives the bytes that came behind the proxy's answer.
     pub(super) async fn tunnel(&self, host: &str, port: u16) -> Result<(Wire, Vec<u8>), ConnectError> {
-        let mut wire = Wire::from_tokio(dial(&self.host, self.port).await?);
+        let mut wire = Wire::from_tokio(dial(&self.host, self.port).await?)?;
         wire.write_all(self.request(host, port).into_bytes()).await?;
         let mut head = Vec::new();
         loop {

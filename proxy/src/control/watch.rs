@@ -26,7 +26,7 @@ async fn watch(control: &Control) -> io::Result<()> {
     loop {
         let directories = directories(control);
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let woken = sys::watched(inotify.as_fd().try_clone_to_owned()?)?;
+        let woken = sys::watched(inotify.as_fd().try_clone_to_owned()?, tokio::io::Interest::READABLE)?;
         for directory in &directories {
             inotify.add_watch(directory, events())?;
         }

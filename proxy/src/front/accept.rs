@@ -1,17 +1,23 @@
 //! The accept loop of one listener on one thread, and the way of one connection up to its door.
 
 use std::io;
-use std::rc::Rc;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
+use socket2::{SockAddr, SockRef, Socket};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use super::{Listener, Refused, authd, https, proxy_header};
 use crate::admission::Entry;
+use crate::config::Sockets;
 use crate::gate::{Caller, Gate};
 use crate::metrics::Door;
+use crate::sys;
 use crate::wire::{self, Runtime, Wire};
 
 /// How long an accept that failed for want of files or memory rests before it is tried again.
@@ -19,16 +25,53 @@ const REST: Duration = Duration::from_millis(50);
 
 /// Waits for readiness and then takes what is there, on either runtime: an accept on the ring would stay there when the
 /// loop stops, and swallow a client that belongs to the process that takes over.
-struct Acceptor(tokio::net::TcpListener, Runtime);
+struct Acceptor {
+    socket: AsyncFd<OwnedFd>,
+    runtime: Runtime,
+    /// What it gives on to those it accepts, once the queue was empty after they were set.
+    options: Option<Sockets>,
+    inherited: bool,
+}
 
 impl Acceptor {
     fn new(listener: Listener, runtime: Runtime) -> io::Result<Self> {
         listener.socket.set_nonblocking(true)?;
-        Ok(Self(tokio::net::TcpListener::from_std(listener.socket)?, runtime))
+        let socket = sys::watched(listener.socket.into(), Interest::READABLE)?;
+        Ok(Self { socket, runtime, options: None, inherited: false })
     }
 
-    async fn accept(&self) -> io::Result<Wire> {
-        Wire::adopt(self.0.accept().await?.0, self.1)
+    /// The next client and its address.
+    async fn accept(&mut self, gate: &Gate) -> io::Result<(Wire, SocketAddr)> {
+        loop {
+            match self.accept_now(gate) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.inherited = true,
+                done => return done,
+            }
+            let mut ready = self.socket.readable().await?;
+            let taken = ready.try_io(|socket| SockRef::from(socket).accept());
+            if let Ok(accepted) = taken {
+                let (socket, peer) = accepted?;
+                return self.furnish(socket, peer);
+            }
+        }
+    }
+
+    fn accept_now(&mut self, gate: &Gate) -> io::Result<(Wire, SocketAddr)> {
+        let wanted = gate.config.load().sockets;
+        if self.options != Some(wanted) {
+            // One system call for all that will come, instead of six for each. Those who wait in the queue have none.
+            wire::set_options(&self.socket, &wanted)?;
+            (self.options, self.inherited) = (Some(wanted), false);
+        }
+        let (socket, peer) = SockRef::from(&self.socket).accept()?;
+        self.furnish(socket, peer)
+    }
+
+    fn furnish(&self, socket: Socket, peer: SockAddr) -> io::Result<(Wire, SocketAddr)> {
+        if let Some(options) = self.options.filter(|_| !self.inherited) {
+            wire::set_options(&socket, &options)?;
+        }
+        Ok((Wire::new(socket.into(), self.runtime)?, wire::internet(peer)?))
     }
 }
 
@@ -40,19 +83,19 @@ pub(super) async fn serve(
     mut stopped: watch::Receiver<bool>,
 ) {
     let door = listener.door;
-    let acceptor = match Acceptor::new(listener, runtime) {
-        Ok(acceptor) => Rc::new(acceptor),
+    let mut acceptor = match Acceptor::new(listener, runtime) {
+        Ok(acceptor) => acceptor,
         Err(error) => return tracing::error!(%error, ?door, "a listener could not be served"),
     };
     loop {
         let accepted = tokio::select! {
-            accepted = acceptor.accept() => accepted,
+            accepted = acceptor.accept(&gate) => accepted,
             _ = stopped.wait_for(|stopped| *stopped) => return,
         };
         match accepted {
-            Ok(wire) => {
+            Ok((wire, peer)) => {
                 let gate = gate.clone();
-                tokio::task::spawn_local(async move { connection(gate, wire, door, runtime).await });
+                tokio::task::spawn_local(async move { connection(gate, wire, peer, door, runtime).await });
             }
             Err(error) if is_of_the_peer(&error) => {}
             Err(error) => {
@@ -72,11 +115,11 @@ fn is_of_the_peer(error: &io::Error) -> bool {
     )
 }
 
-async fn connection(gate: Arc<Gate>, wire: Wire, door: Door, runtime: Runtime) {
+async fn connection(gate: Arc<Gate>, wire: Wire, peer: SocketAddr, door: Door, runtime: Runtime) {
     let accepted = Instant::now();
     gate.metrics.accepted(door);
     let _preauth = Counted::new(gate.metrics.preauth());
-    let Ok((local, peer)) = wire.addresses() else { return };
+    let Ok(local) = wire.local() else { return };
     let caller = Caller { source: peer, peer, local, door, accepted };
     let (caller, result) = match entry(&gate, caller, wire).await {
         Ok((caller, wire, entry, early)) => {
@@ -123,7 +166,6 @@ async fn through_door(
     early: Vec<u8>,
     runtime: Runtime,
 ) -> Result<(), Refused> {
-    wire::set_options(&wire, &gate.config.load().sockets, 0).map_err(|e| Refused::new("internal", e))?;
     match caller.door {
         Door::Authd => authd::serve(gate, caller, wire, entry, early, runtime).await,
         _ => https::serve(gate, caller, wire, entry, early, runtime).await,

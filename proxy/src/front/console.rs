@@ -66,22 +66,21 @@ fn origin(head: &Head) -> Option<&str> {
 pub(super) async fn run(
     gate: &Arc<Gate>,
     caller: Caller,
-    mut tls: TlsStream<UnbufferedServerConnection>,
+    tls: TlsStream<UnbufferedServerConnection>,
     entry: Entry,
     runtime: Runtime,
     url: ConsoleUrl,
     (response, subprotocol): (String, crate::protocol::websocket::Subprotocol),
 ) -> Result<(), Refused> {
-    tls.write_all(response.as_bytes()).await.map_err(|e| Refused::new("client_closed", e))?;
     let door = Door { gate, caller, runtime };
-    let mut stream = Stream::new(tls, subprotocol);
+    let mut stream = Stream::new(tls, response, subprotocol);
     let (permit, admission) = match door.admit(&url.ticket) {
         Ok(login) => login,
         Err(told) => return Err(door.refuse(stream, told).await),
     };
     let who = Some(who(&permit));
     let config = gate.config.load_full();
-    let _ = wire::set_options(stream.wire(), &config.sockets, admission.tenant().number);
+    let _ = wire::set_mark(stream.wire(), &config.sockets, admission.tenant().number);
     let console = match door.open(&mut stream, &url, &permit, &admission).await {
         Ok(console) => console,
         Err((code, words, refused)) => {
@@ -140,12 +139,8 @@ impl Door<'_> {
     ) -> Result<Console, Told> {
         let config = self.gate.config.load_full();
         if url.asks_vmx {
-            self.in_time(async {
-                stream.send(ASK_VMX).await?;
-                stream.message().await
-            })
-            .await
-            .and_then(|answer| named(&answer, permit))?;
+            stream.say(ASK_VMX);
+            self.in_time(stream.message()).await.and_then(|answer| named(&answer, permit))?;
         }
         let opening = Opening {
             dial: Dial {
@@ -160,14 +155,28 @@ impl Door<'_> {
             hosts: &self.gate.hosts,
             metrics: &self.gate.metrics,
         };
-        let opened = backend::open(permit.target(), permit.vm(), opening).await;
-        let console = opened.map_err(|error| self.no_console(&error))?;
+        let (kind, vm) = (permit.target().kind, permit.vm());
+        let opened = async {
+            let opened = backend::open(permit.target(), vm, opening).await;
+            opened.map_err(|error| self.no_console(&error))
+        };
+        if backend::wants_handshake(kind) {
+            // At once: the viewer's way and the host's are gone side by side.
+            return Ok(tokio::try_join!(opened, self.shake_hands(stream))?.0);
+        }
+        let (console, flushed) = tokio::join!(opened, self.in_time(async { Ok(stream.flush().await?) }));
+        let console = console?;
+        flushed?;
         if console.wants_handshake {
-            self.in_time(shake_hands(stream)).await.and_then(|played| {
-                played.map_err(|error| told(NotOpened::NotRfb, Refused::new("bad_rfb", error)))
-            })?;
+            self.shake_hands(stream).await?;
         }
         Ok(console)
+    }
+
+    /// RFB's handshake with the viewer.
+    async fn shake_hands(&self, stream: &mut Stream) -> Result<(), Told> {
+        let played = self.in_time(shake_hands(stream)).await?;
+        played.map_err(|error| told(NotOpened::NotRfb, Refused::new("bad_rfb", error)))
     }
 
     /// A step of the client's, within the dialogue's deadline.
@@ -244,9 +253,9 @@ async fn shake_hands(stream: &mut Stream) -> Result<Result<(), rfb::RfbError>, S
     loop {
         match handshake.step(&mut stream.data) {
             Ok(rfb::Step::Send([])) => {}
-            Ok(rfb::Step::Send(bytes)) => stream.send(bytes).await?,
+            Ok(rfb::Step::Send(bytes)) => stream.say(bytes),
             Ok(rfb::Step::Wait) => stream.more().await?,
-            Ok(rfb::Step::Done) => return Ok(Ok(())),
+            Ok(rfb::Step::Done) => return Ok(Ok(stream.flush().await?)),
             Err(error) => return Ok(Err(error)),
         }
     }

@@ -98,7 +98,7 @@ impl Dialogue<'_> {
             Ok((permit, admission)) => {
                 self.gate.metrics.record(Stage::Admission, self.caller.accepted.elapsed());
                 let mark = admission.tenant().number;
-                let _ = wire::set_options(self.tls.wire(), &self.gate.config.load().sockets, mark);
+                let _ = wire::set_mark(self.tls.wire(), &self.gate.config.load().sockets, mark);
                 self.login = Some((permit, admission));
                 let reply = self.server.logged_in();
                 return self.say(&reply).await;

@@ -38,15 +38,17 @@ pub(super) struct Stream {
     tls: Tls,
     decoder: Decoder,
     text: bool,
+    /// Said and not yet sent: it goes with what comes next, or when the client's turn has come.
+    pending: Vec<u8>,
     /// Decoded and not yet taken.
     pub(super) data: Vec<u8>,
 }
 
 impl Stream {
-    /// After the response that switched to it.
-    pub(super) fn new(tls: Tls, subprotocol: Subprotocol) -> Self {
-        let text = subprotocol.is_text();
-        Self { tls, decoder: Decoder::new(Peer::Client, text), text, data: Vec::new() }
+    /// Begins with the response that switches to it.
+    pub(super) fn new(tls: Tls, response: String, subprotocol: Subprotocol) -> Self {
+        let (text, pending) = (subprotocol.is_text(), response.into_bytes());
+        Self { tls, decoder: Decoder::new(Peer::Client, text), text, pending, data: Vec::new() }
     }
 
     /// The TCP connection beneath.
@@ -54,8 +56,8 @@ impl Stream {
         self.tls.wire()
     }
 
-    /// One message, in a frame of its own.
-    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
+    /// One message, in a frame of its own; sent with [`Stream::flush`] or before the next wait for the client.
+    pub(super) fn say(&mut self, bytes: &[u8]) {
         let mut payload = Vec::new();
         if self.text {
             to_utf8(bytes, &mut payload)
@@ -64,12 +66,22 @@ impl Stream {
         }
         let opcode = if self.text { Opcode::Text } else { Opcode::Binary };
         let (header, len) = FrameHeader { fin: true, opcode, len: payload.len() as u64, mask: None }.bytes();
-        payload.splice(0..0, header[..len].iter().copied());
-        Ok(self.tls.write_all(&payload).await?)
+        self.pending.extend_from_slice(&header[..len]);
+        self.pending.extend_from_slice(&payload);
     }
 
-    /// Reads on; what came is behind what `data` holds already.
+    /// Sends what was said: one record, one system call.
+    pub(super) async fn flush(&mut self) -> Result<(), TlsError> {
+        if !self.pending.is_empty() {
+            self.tls.write_all(&std::mem::take(&mut self.pending)).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads on; what came is behind what `data` holds already. What lies behind the first piece of content stays undecoded:
+    /// it may be the flow's already, which answers it by all the books.
     pub(super) async fn more(&mut self) -> Result<(), StreamError> {
+        self.flush().await?;
         let mut received = self.tls.read().await?;
         if received.is_empty() {
             return Err(StreamError::Closed);
@@ -77,7 +89,11 @@ impl Stream {
         let (mut at, mut pong) = (0, None);
         while let Some(event) = self.decoder.next(&mut received, &mut at)? {
             match event {
-                Event::Data(range) => self.data.extend_from_slice(&received[range]),
+                Event::Data(range) => {
+                    self.data.extend_from_slice(&received[range]);
+                    self.tls.unread_mut().splice(0..0, received.drain(at..));
+                    break;
+                }
                 Event::Ping(body) => pong = Some(body),
                 Event::Pong | Event::Header(..) => {}
                 Event::Close(_) => return Err(StreamError::Closed),
@@ -87,9 +103,8 @@ impl Stream {
             return Err(StreamError::TooMuch);
         }
         if let Some(body) = pong {
-            let mut frame = Vec::new();
-            put_control(&mut frame, Opcode::Pong, body.as_bytes(), None);
-            self.tls.write_all(&frame).await?;
+            put_control(&mut self.pending, Opcode::Pong, body.as_bytes(), None);
+            self.flush().await?;
         }
         Ok(())
     }
@@ -104,14 +119,13 @@ impl Stream {
 
     /// Closes it with a code and words, and waits for the client to close too. The caller bounds the wait.
     pub(super) async fn close(&mut self, code: CloseCode, words: &str) -> Result<(), TlsError> {
-        let mut frame = Vec::new();
-        put_control(&mut frame, Opcode::Close, Close::new(code, words).as_bytes(), None);
-        self.tls.farewell(&frame).await
+        put_control(&mut self.pending, Opcode::Close, Close::new(code, words).as_bytes(), None);
+        self.tls.farewell(&std::mem::take(&mut self.pending)).await
     }
 
-    /// The leg of a flow, and the console's bytes that were decoded already.
+    /// The leg of a flow, and the console's bytes that were decoded already. Everything said must have been sent.
     pub(super) fn into_leg(self, ping: Option<Duration>) -> std::io::Result<(Leg, Vec<u8>)> {
-        let Self { tls, decoder, text, data } = self;
+        let Self { tls, decoder, text, data, .. } = self;
         let (wire, connection, received, plain) = tls.into_parts();
         let web = WebSocket::new(Peer::Client, decoder, text, plain, ping);
         let session = Session::server(connection, received).map_err(std::io::Error::other)?;

@@ -32,7 +32,8 @@ pub enum Step {
 enum State {
     Greet,
     Version,
-    Security { old: bool },
+    Result,
+    Security,
     ClientInit,
     Done,
 }
@@ -71,17 +72,26 @@ impl Handshake {
                 let three_seven = version[10] == b'7';
                 buffer.drain(..12);
                 // RFC 6143 7.1.2 and appendix A: 3.3 servers decide alone (a u32), 3.7 sends no SecurityResult for None.
-                self.state = if old { State::ClientInit } else { State::Security { old: three_seven } };
+                self.state = match (old, three_seven) {
+                    (true, _) => State::ClientInit,
+                    (_, true) => State::Security,
+                    _ => State::Result,
+                };
                 Ok(Step::Send(if old { &[0, 0, 0, 1] } else { &[1, 1] }))
             }
-            State::Security { old } => {
+            State::Result => {
+                // What is offered can only be taken, so the result follows the offer: a round trip less.
+                self.state = State::Security;
+                Ok(Step::Send(&[0, 0, 0, 0]))
+            }
+            State::Security => {
                 let Some(&chosen) = buffer.first() else { return Ok(Step::Wait) };
                 if chosen != 1 {
                     return Err(RfbError::Security);
                 }
                 buffer.drain(..1);
                 self.state = State::ClientInit;
-                Ok(Step::Send(if old { &[] } else { &[0, 0, 0, 0] }))
+                self.step(buffer)
             }
             State::ClientInit => {
                 if buffer.is_empty() {

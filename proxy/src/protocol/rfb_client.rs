@@ -10,6 +10,8 @@ use zeroize::Zeroizing;
 const MAX_REASON: usize = 256;
 /// Security type None (RFC 6143, 7.2.1).
 const NONE: u8 = 1;
+/// ClientInit: another viewer of the same machine is not thrown out (7.3.1).
+const SHARED: u8 = 1;
 /// Security type VNC authentication (7.2.2).
 const VNC_AUTH: u8 = 2;
 
@@ -55,7 +57,7 @@ enum State {
     Version,
     Security(Version),
     Challenge(Version),
-    Result(Version),
+    Result { version: Version, init_sent: bool },
     ClientInit,
     Done,
 }
@@ -82,11 +84,10 @@ impl ClientHandshake {
             State::Security(Version::Three) => self.security_decided(buffer),
             State::Security(version) => self.security_offered(version, buffer),
             State::Challenge(version) => self.challenge(version, buffer),
-            State::Result(version) => self.result(version, buffer),
+            State::Result { version, init_sent } => self.result(version, init_sent, buffer),
             State::ClientInit => {
                 self.state = State::Done;
-                // Shared: another viewer of the same machine is not thrown out.
-                Ok(Step::Send(vec![1]))
+                Ok(Step::Send(vec![SHARED]))
             }
             State::Done => Ok(Step::Done),
         }
@@ -157,11 +158,12 @@ impl ClientHandshake {
         buffer.drain(..=usize::from(count));
         self.state = match (chosen, version) {
             (VNC_AUTH, _) => State::Challenge(version),
+            (_, Version::Eight) => State::Result { version, init_sent: true },
             // 3.7 sends no SecurityResult for None.
-            (_, Version::Eight) => State::Result(version),
-            _ => State::ClientInit,
+            _ => State::Done,
         };
-        Ok(Step::Send(vec![chosen]))
+        // With None there is nothing that could be refused but the viewer itself: ClientInit goes with the choice.
+        Ok(Step::Send(if chosen == NONE { vec![NONE, SHARED] } else { vec![chosen] }))
     }
 
     fn challenge(&mut self, version: Version, buffer: &mut Vec<u8>) -> Result<Step, RfbClientError> {
@@ -169,17 +171,22 @@ impl ClientHandshake {
         let password = self.password.as_deref().ok_or(RfbClientError::NoPassword)?;
         let answer = answer(password, challenge);
         buffer.drain(..16);
-        self.state = State::Result(version);
+        self.state = State::Result { version, init_sent: false };
         Ok(Step::Send(answer.to_vec()))
     }
 
-    fn result(&mut self, version: Version, buffer: &mut Vec<u8>) -> Result<Step, RfbClientError> {
+    fn result(
+        &mut self,
+        version: Version,
+        init_sent: bool,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Step, RfbClientError> {
         let Some(result) = buffer.first_chunk::<4>().map(|b| u32::from_be_bytes(*b)) else {
             return Ok(Step::Wait);
         };
         if result == 0 {
             buffer.drain(..4);
-            self.state = State::ClientInit;
+            self.state = if init_sent { State::Done } else { State::ClientInit };
             return self.step(buffer);
         }
         if version != Version::Eight {

@@ -88,6 +88,10 @@ impl<R: Role> TlsStream<R> {
         let mut stream = Self { wire, connection, incoming: early, outgoing: Vec::new(), plain: Vec::new() };
         loop {
             let step = stream.step();
+            if let Ok(Step::Again) = step {
+                // A whole flight goes out at once: rustls gives it in pieces.
+                continue;
+            }
             // Even a failed step may leave an alert that tells the peer why.
             stream.flush().await?;
             match step? {
@@ -190,6 +194,9 @@ impl<R: Role> TlsStream<R> {
         let had = self.plain.len();
         loop {
             let step = self.step();
+            if matches!(step, Ok(Step::Again)) && self.plain.len() == had {
+                continue;
+            }
             self.flush().await?;
             match step? {
                 _ if self.plain.len() > had => return Ok(self.plain.len()),
