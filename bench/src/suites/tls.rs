@@ -30,6 +30,7 @@ const TICKETS: f64 = 6000.0;
 pub fn run(context: &Context, out: &mut Outcome) -> Result<()> {
     let identity = Identity::make(KeyKind::Ecdsa, context.dir())?;
     let (listener, backend) = wire::listen()?;
+    out.note("every connection: TLS 1.3, TLS_AES_128_GCM_SHA256, P-256; the clients offer nothing else");
     let mut start = |terminator: Terminator, out: &mut Outcome| {
         let start = || terminator.start(backend, &identity, context.dir());
         let running = context.peer(terminator.peer_name(), out, start)?;
