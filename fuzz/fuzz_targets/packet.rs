@@ -33,8 +33,8 @@ fn judged(syn: &Syn, choice: u8, rate: u8) {
     let of = |shift: u8| rate[usize::from(choice >> shift & 3) % 3];
     let mut memory = Memory::new(2, 3);
     let flags = u32::from(choice & 15);
-    memory.globals =
-        Some(Globals { source: of(0), global: of(2), resets: of(4), events: of(6), flags, generation: 1 });
+    let globals = Globals { source: of(0), global: of(2), resets: of(4), events: of(6), flags, ..Globals::default() };
+    memory.publish(Globals { generation: 1, ..globals });
     let owner = u32::from(choice >> 1 & 1);
     memory.destinations.insert(Destination::new(syn.destination, syn.destination_port), owner);
     let tenant = if choice & 8 == 0 { 2 } else { BALANCER };

@@ -7,7 +7,7 @@
 
 /// How fast tokens come back and how many may be saved up. Times are nanoseconds.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rate {
     /// Between two tokens; [`Rate::UNLIMITED`] and [`Rate::NEVER`] are its two extreme values.
     pub interval: u64,

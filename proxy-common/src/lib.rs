@@ -8,6 +8,7 @@ pub mod bucket;
 pub mod map;
 pub mod packet;
 pub mod reset;
+pub mod sources;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod verdict;

@@ -29,7 +29,7 @@ impl Address {
 /// One word: the upper half of an IPv6 address, or the IPv4 address below `0xffff_ffff`. The two cannot meet, because an
 /// IPv6 source in `ff00::/8` is a multicast address and the reader takes none.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SourceKey(pub u64);
 
 impl SourceKey {
@@ -94,9 +94,13 @@ pub struct Learned {
 }
 
 /// What `SOURCES` keeps of a source. Written by the kernel; read by userspace for `top-sources`.
+///
+/// All zero is a place that nobody has: it says of the source with the key 0 what is true of every newcomer.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Source {
+    /// Whose the rest is.
+    pub key: SourceKey,
     /// The bucket's word, see [`crate::bucket`].
     pub full_at: u64,
     /// What `PREFIXES` said of it, so that the trie is walked once per source: [`Globals::generation`] in the upper
@@ -107,6 +111,14 @@ pub struct Source {
     /// SYNs that this source's bucket refused.
     pub shed: u32,
 }
+
+/// A value of `SOURCES`: the places for the sources of one hash, and one cache line.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Line(pub [Source; WAYS]);
+
+/// Places in a [`Line`].
+pub const WAYS: usize = 2;
 
 /// A tenant as userspace publishes it; one word holds both numbers, so that they change together.
 #[repr(C, align(8))]
@@ -127,7 +139,7 @@ impl Tenant {
 
 /// What holds for every SYN: the one entry of `GLOBALS`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Globals {
     /// SYNs per second of one source.
     pub source: Rate,
@@ -141,6 +153,12 @@ pub struct Globals {
     pub flags: u32,
     /// Another one for every change of `PREFIXES`; never 0.
     pub generation: u32,
+    /// An odd number that nobody outside can know, drawn for each program: which sources meet in a line of `SOURCES`.
+    pub seed: u64,
+    /// Values of `SOURCES`.
+    pub lines: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 impl Globals {
@@ -152,6 +170,14 @@ impl Globals {
     pub const LEARNED: u32 = 4;
     /// `PREFIXES` has IPv6 prefixes longer than 64 bits, so the /64 of a source does not tell its prefix.
     pub const LONG_PREFIXES: u32 = 8;
+
+    /// The index of the source's line: multiply-shift hashing (Dietzfelbinger et al. 1997), which for a random odd factor brings
+    /// two given keys together no more often than twice in `lines`, whoever has chosen them; then a multiplication in
+    /// place of a remainder.
+    #[inline(always)]
+    pub const fn line(&self, key: SourceKey) -> u32 {
+        (((key.0.wrapping_mul(self.seed) >> 32) * self.lines as u64) >> 32) as u32
+    }
 }
 
 /// The value in `PREFIXES` of a load balancer: exempt from source limits, its address tells no tenant.
@@ -224,10 +250,11 @@ const _: () = {
     assert!(size_of::<SourceKey>() == 8);
     assert!(size_of::<Destination>() == 24);
     assert!(size_of::<Learned>() == 16);
-    assert!(size_of::<Source>() == 24);
+    assert!(size_of::<Source>() == 32);
+    assert!(size_of::<Line>() == 64 && align_of::<Line>() == 64);
     assert!(size_of::<Rate>() == 16);
     assert!(size_of::<Tenant>() == 24);
-    assert!(size_of::<Globals>() == 72);
+    assert!(size_of::<Globals>() == 88);
     assert!(size_of::<TenantCounters>() == 48);
     assert!(size_of::<Counters>() == 8 * (crate::verdict::Verdict::COUNT + 3));
     assert!(size_of::<Event>() == 56);
@@ -245,5 +272,5 @@ mod pod {
             unsafe impl aya::Pod for $name {}
         )*};
     }
-    pod!(Address SourceKey Destination Learned Source Tenant Globals TenantCounters Counters Event);
+    pod!(Address SourceKey Destination Learned Source Line Tenant Globals TenantCounters Counters Event);
 }

@@ -9,8 +9,9 @@
 
 use crate::{
     bucket::{self, Cell},
-    map::{Address, BALANCER, Destination, Globals, Learned, Source, SourceKey, Tenant, shared},
+    map::{Address, BALANCER, Destination, Globals, Learned, SourceKey, Tenant, shared},
     packet::{self, Frame, Kind, Look, Syn},
+    sources::{self, Place, Seat},
 };
 
 /// What becomes of a packet. The numbers are indexes of counters.
@@ -95,8 +96,8 @@ impl Verdict {
 pub trait Tables {
     /// A bucket's word.
     type Word: Cell;
-    /// An entry of `SOURCES`.
-    type Source: SourceEntry;
+    /// A place of `SOURCES`.
+    type Place: Place;
 
     /// Nanoseconds of CLOCK_MONOTONIC; asked at most once, and only for a protected SYN.
     fn now(&self) -> u64;
@@ -110,28 +111,16 @@ pub trait Tables {
     fn prefix(&self, source: &Address) -> Option<u32>;
     /// What a valid ticket has taught of the source.
     fn learned(&self, key: SourceKey) -> Option<Learned>;
-    /// The source's entry, if it has one already.
-    fn source(&self, key: SourceKey) -> Option<&Self::Source>;
-    /// Gives the source an entry; what cannot be stored is counted, and the source goes unlimited.
-    fn add_source(&self, key: SourceKey, entry: Source);
+    /// The places of a line of `SOURCES`.
+    fn line(&self, index: u32) -> Option<(&Self::Place, &Self::Place)>;
+    /// Counts a source that got no place and goes on without a limit of its own.
+    fn no_place(&self);
     /// A tenant by number.
     fn tenant(&self, number: u32) -> Option<&Tenant>;
     /// A tenant's bucket.
     fn tenant_word(&self, number: u32) -> Option<&Self::Word>;
     /// A bucket of [`shared`].
     fn shared(&self, index: u32) -> Option<&Self::Word>;
-}
-
-/// An entry of `SOURCES` in place.
-pub trait SourceEntry {
-    /// [`Source::full_at`].
-    fn word(&self) -> &impl Cell;
-    /// [`Source::prefix`].
-    fn prefix(&self) -> u64;
-    /// Sets [`Source::prefix`].
-    fn set_prefix(&self, prefix: u64);
-    /// Tells whether the bucket gave a token.
-    fn count(&self, passed: bool);
 }
 
 /// The verdict on a SYN, and what to do beside. For an unprotected SYN the rest is zero.
@@ -183,15 +172,17 @@ pub fn judge<T: Tables>(syn: &Syn, tables: &T) -> Judgement {
     let Some(owner) = tables.destination(&destination) else { return Judgement::UNPROTECTED };
 
     let now = tables.now();
-    let entry = if globals.source.interval != 0 { tables.source(syn.key) } else { None };
-    let prefix = prefix(syn, entry, globals, tables);
-    let balancer = prefix == BALANCER;
+    let limited = globals.source.interval != 0;
+    let seat = if limited { sources::find(syn.key, globals, tables) } else { Seat::NONE };
+    let prefix = prefix(syn, seat.of_it(), globals, tables);
     let tenant = tenant(syn, owner, prefix, globals, tables, now);
-    let verdict = if !balancer && !source_gives(syn.key, entry, prefix, globals, tables, now) {
-        Verdict::SourceRate
-    } else {
-        limits(tenant, globals, tables, now)
-    };
+    let kept = kept(globals, prefix);
+    let verdict =
+        if limited && prefix != BALANCER && !sources::take(syn.key, &seat, kept, globals, tables, now) {
+            Verdict::SourceRate
+        } else {
+            limits(tenant, globals, tables, now)
+        };
     let shed = verdict.sheds();
     Judgement {
         verdict,
@@ -204,7 +195,7 @@ pub fn judge<T: Tables>(syn: &Syn, tables: &T) -> Judgement {
 
 /// What `PREFIXES` says of the source: a tenant, [`BALANCER`], or 0.
 #[inline(always)]
-fn prefix<T: Tables>(syn: &Syn, entry: Option<&T::Source>, globals: &Globals, tables: &T) -> u32 {
+fn prefix<T: Tables>(syn: &Syn, entry: Option<&T::Place>, globals: &Globals, tables: &T) -> u32 {
     if globals.flags & Globals::PREFIXES == 0 {
         return 0;
     }
@@ -255,7 +246,8 @@ fn limits<T: Tables>(number: u32, globals: &Globals, tables: &T, now: u64) -> Ve
         if tenant.active >= tenant.max && tenant.max != u32::MAX {
             return Verdict::TenantFull;
         }
-        if let Some(word) = tables.tenant_word(number)
+        if tenant.rate.interval != 0
+            && let Some(word) = tables.tenant_word(number)
             && !bucket::take(word, &tenant.rate, now)
         {
             return Verdict::TenantRate;
@@ -268,28 +260,6 @@ fn limits<T: Tables>(number: u32, globals: &Globals, tables: &T, now: u64) -> Ve
 }
 
 #[inline(always)]
-fn source_gives<T: Tables>(
-    key: SourceKey,
-    entry: Option<&T::Source>,
-    prefix: u32,
-    globals: &Globals,
-    tables: &T,
-    now: u64,
-) -> bool {
-    if globals.source.interval == 0 {
-        return true;
-    }
-    if let Some(entry) = entry {
-        let given = bucket::take(entry.word(), &globals.source, now);
-        entry.count(given);
-        return given;
-    }
-    let Some(full_at) = globals.source.next(0, now) else { return false };
-    tables.add_source(key, Source { full_at, prefix: kept(globals, prefix), passed: 1, shed: 0 });
-    true
-}
-
-#[inline(always)]
 fn resets<T: Tables>(syn: &Syn, globals: &Globals, tables: &T, now: u64) -> bool {
     globals.flags & Globals::RESET != 0
         && syn.answerable
@@ -299,6 +269,9 @@ fn resets<T: Tables>(syn: &Syn, globals: &Globals, tables: &T, now: u64) -> bool
 /// A token of a shared bucket.
 #[inline(always)]
 fn spare<T: Tables>(tables: &T, index: u32, rate: &bucket::Rate, now: u64) -> bool {
+    if rate.interval == 0 {
+        return true;
+    }
     match tables.shared(index) {
         Some(word) => bucket::take(word, rate, now),
         None => true,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use mksgate_common::{
     bucket::Rate,
     map::{Address, BALANCER, Destination, Globals, Learned, SourceKey, Tenant},
-    packet::{self, Kind},
+    packet::{self, Kind, Syn},
     testing::{Memory, Packets, Random, Shape, shapes},
     verdict::{self, Verdict},
 };
@@ -205,13 +205,14 @@ fn a_payload_is_measured_by_the_network_header() {
 /// The policy of the random tests: limits of every kind, small enough to be met.
 fn tables() -> Memory {
     let mut memory = Memory::new(64, 5);
-    memory.globals = Some(Globals {
+    memory.publish(Globals {
         source: Rate::per_second(350, 5),
         global: Rate::per_second(6_000, 30),
         resets: Rate::per_second(100, 10),
         events: Rate::per_second(10, 10),
         flags: Globals::PREFIXES | Globals::LEARNED | Globals::RESET,
         generation: 1,
+        ..Globals::default()
     });
     let v4 = |a| Address::v4(a);
     memory.destinations.insert(Destination::new(v4(V4.1), PORT), 0);
@@ -326,24 +327,81 @@ fn the_verdict_is_what_the_rules_say() {
     assert!(rare.is_empty(), "the packets did not meet {rare:?} often enough: {seen:?}");
 }
 
+fn syn_from(source: [u8; 4]) -> Syn {
+    let packet = Shape::syn(&source, &V4.1, PORT).build();
+    packet::syn(&packet[..], &packet::look(&packet[..])).unwrap()
+}
+
+/// One line, so that every source meets every other one.
+fn one_line(source: Rate) -> Memory {
+    let all = tables();
+    let mut memory = Memory::new(1, 5);
+    memory.publish(Globals { source, flags: 0, ..all.globals.unwrap() });
+    (memory.destinations, memory.tenants) = (all.destinations, all.tenants);
+    memory
+}
+
 #[test]
-fn a_full_table_of_sources_leaves_the_other_limits() {
-    let mut tables = tables();
-    tables.tenants[0].rate = Rate::per_second(1, 3);
-    let mut full = Memory::new(1, 5);
-    (full.globals, full.destinations, full.tenants) = (tables.globals, tables.destinations, tables.tenants);
-    let passed = (0..100_u8).filter(|i| {
-        let packet = Shape::syn(&[203, 0, 113, *i], &V4.1, PORT).build();
-        let syn = packet::syn(&packet[..], &packet::look(&packet[..])).unwrap();
-        verdict::judge(&syn, &full).verdict == Verdict::Pass
-    });
-    assert_eq!((passed.count(), full.table_full.get()), (3, 99));
+fn a_source_without_a_place_meets_the_other_limits() {
+    let mut memory = one_line(Rate::per_second(1, 100));
+    memory.tenants[0].rate = Rate::UNLIMITED;
+    for loud in [1, 2].repeat(10) {
+        assert_eq!(verdict::judge(&syn_from([203, 0, 113, loud]), &memory).verdict, Verdict::Pass);
+    }
+    memory.tenants[0].rate = Rate::per_second(1, 3);
+    let passed = (0..100_u8)
+        .filter(|i| verdict::judge(&syn_from([198, 51, 102, *i]), &memory).verdict == Verdict::Pass);
+    assert_eq!((passed.count(), memory.table_full.get()), (3, 100));
+    assert!(
+        memory.source_counts(SourceKey::v4([203, 0, 113, 1])).is_some(),
+        "the loud ones keep their places"
+    );
+}
+
+#[test]
+fn sources_of_one_syn_each_never_free_a_loud_one() {
+    let memory = one_line(Rate::per_second(1, 5));
+    let loud = syn_from([203, 0, 113, 1]);
+    let mut passed = 0;
+    for i in 0..=255 {
+        passed += u32::from(!verdict::judge(&loud, &memory).verdict.sheds());
+        verdict::judge(&syn_from([198, 51, 102, i]), &memory);
+    }
+    assert_eq!(passed, 5, "its burst and no more");
+}
+
+/// Many sources in few places, most of them loud, some of them keeping to their rate.
+#[test]
+fn who_keeps_to_the_rate_is_never_shed_for_others() {
+    let mut random = Random::new(11);
+    for (places, per_second, burst) in [(2, 100, 1), (2, 100, 5), (8, 300, 3), (32, 50, 20)] {
+        let rate = Rate::per_second(per_second, burst);
+        let mut memory = Memory::new(places, 1);
+        memory.publish(Globals { source: rate, generation: 1, ..Globals::default() });
+        memory.destinations.insert(Destination::new(Address::v4(V4.1), PORT), 0);
+        let (mut exact, mut now) = (Slow::default(), 1_000_000);
+        let (mut shed, mut strays) = (0, [false; 256]);
+        for _ in 0..50_000 {
+            now += random.below(2_000_000);
+            memory.now.set(now);
+            let source = random.below(256) as u8;
+            // Three quarters of all SYNs come from eight sources.
+            let source = if random.one_in(4) { source } else { source % 8 };
+            let conforms = exact.take(source.to_string(), rate, now);
+            strays[usize::from(source)] |= !conforms;
+            let verdict = verdict::judge(&syn_from([198, 51, 102, source]), &memory).verdict;
+            shed += u32::from(verdict.sheds());
+            assert!(!verdict.sheds() || strays[usize::from(source)], "{source} in {places} places");
+        }
+        assert!(strays.iter().any(|s| !s), "some kept to their rate");
+        assert!(places == 2 || shed > 0, "{places} places shed nothing");
+    }
 }
 
 #[test]
 fn sources_are_counted() {
     let mut tables = tables();
-    tables.globals.as_mut().unwrap().source = Rate::per_second(1, 2);
+    tables.publish(Globals { source: Rate::per_second(1, 2), ..tables.globals.unwrap() });
     let packet = Shape::syn(&V4.0, &V4.1, PORT).build();
     let syn = packet::syn(&packet[..], &packet::look(&packet[..])).unwrap();
     for _ in 0..5 {

@@ -1,12 +1,12 @@
 //! The maps; `proxy/src/xdp/maps.rs` is the other side. Sizes are defaults, userspace sets them at load.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use mksgate_common::map::{
-    Address, Counters, Destination, Event, Globals, Learned, PORT_WORDS, Source, SourceKey, Tenant,
+    Address, Counters, Destination, Event, Globals, Learned, Line, PORT_WORDS, SourceKey, Tenant,
     TenantCounters, shared,
 };
 
@@ -25,9 +25,10 @@ pub static PREFIXES: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1024, BPF
 /// Sources known by a valid ticket. Userspace alone adds, so a flood of spoofed sources cannot wash it out.
 #[map]
 pub static LEARNED: LruHashMap<SourceKey, Learned> = LruHashMap::with_max_entries(1024, 0);
-/// Buckets of sources. The kernel adds; the least recently seen go first.
+/// Buckets of sources, see `mksgate_common::sources`. Written by the kernel. An array that could be mapped into memory begins
+/// on a page, so its values do not straddle cache lines.
 #[map]
-pub static SOURCES: LruHashMap<SourceKey, Source> = LruHashMap::with_max_entries(1024, 0);
+pub static SOURCES: Array<Line> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
 /// Tenants by number, written by userspace.
 #[map]
 pub static TENANTS: Array<Tenant> = Array::with_max_entries(64, 0);

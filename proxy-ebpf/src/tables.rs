@@ -6,7 +6,8 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use mksgate_common::{
     bucket::Cell,
     map::{Address, Destination, Globals, Learned, PORTS_PER_WORD, Source, SourceKey, Tenant},
-    verdict::{SourceEntry, Tables},
+    sources::Place,
+    verdict::Tables,
 };
 
 use crate::maps;
@@ -42,11 +43,17 @@ impl Cell for Word {
     }
 }
 
-/// An entry of `SOURCES`, reached by raw loads and stores like [`Word`].
+/// A place of `SOURCES`, reached by raw loads and stores like [`Word`].
 #[repr(transparent)]
 pub struct Entry(Source);
 
-impl SourceEntry for Entry {
+impl Place for Entry {
+    #[inline(always)]
+    fn key(&self) -> SourceKey {
+        // SAFETY: an aligned word of a map value, read by one instruction.
+        SourceKey(unsafe { core::ptr::read_volatile((&raw const self.0.key).cast()) })
+    }
+
     #[inline(always)]
     fn word(&self) -> &impl Cell {
         // SAFETY: the field is a word, and `Word` is transparent over one.
@@ -71,6 +78,13 @@ impl SourceEntry for Entry {
         // SAFETY: as above. The counts may lose a step when two CPUs write at once, as their documentation says.
         unsafe { core::ptr::write_volatile(count, core::ptr::read_volatile(count).wrapping_add(1)) }
     }
+
+    #[inline(always)]
+    fn start(&self, key: SourceKey, full_at: u64, prefix: u64) {
+        let source = (&raw const self.0).cast_mut();
+        // SAFETY: aligned words of a map value, each written by one instruction; map values are writable.
+        unsafe { core::ptr::write_volatile(source, Source { key, full_at, prefix, passed: 1, shed: 0 }) }
+    }
 }
 
 /// All maps.
@@ -86,7 +100,7 @@ impl Maps {
 
 impl Tables for Maps {
     type Word = Word;
-    type Source = Entry;
+    type Place = Entry;
 
     #[inline(always)]
     fn now(&self) -> u64 {
@@ -124,18 +138,19 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn source(&self, key: SourceKey) -> Option<&Entry> {
-        // SAFETY: not null, aligned, and as long-lived as the program; `Entry` is transparent over `Source`. An entry
-        // evicted meanwhile becomes another source's: one token of the wrong bucket.
-        maps::SOURCES.get_ptr(key).map(|source| unsafe { &*source.cast::<Entry>() })
+    fn line(&self, index: u32) -> Option<(&Entry, &Entry)> {
+        let line = maps::SOURCES.get_ptr(index)?;
+        // SAFETY: not null, aligned, and as long-lived as the program; `Entry` is transparent over `Source`. A place that
+        // has become another source's meanwhile: one token of the wrong bucket.
+        unsafe {
+            let first = (&raw const (*line).0).cast::<Entry>();
+            Some((&*first, &*first.add(1)))
+        }
     }
 
     #[inline(always)]
-    fn add_source(&self, key: SourceKey, entry: Source) {
-        // Two CPUs that meet a new source at once both start its bucket: one SYN more than its burst, once.
-        if maps::SOURCES.insert(key, entry, 0).is_err()
-            && let Some(counters) = maps::COUNTERS.get_ptr_mut(0)
-        {
+    fn no_place(&self) {
+        if let Some(counters) = maps::COUNTERS.get_ptr_mut(0) {
             // SAFETY: this CPU's copy; XDP programs are not preempted by each other on one CPU.
             unsafe { (*counters).source_table_full += 1 }
         }

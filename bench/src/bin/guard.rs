@@ -132,8 +132,14 @@ fn verdict(count: u32) -> Result<()> {
     let address = Address::v4(to);
     let rate = Rate::per_second(2_000, 100);
     let whole = Rate::per_second(1_000_000, 10_000);
-    tables.globals =
-        Some(Globals { source: rate, global: whole, resets: whole, events: rate, flags: 0, generation: 1 });
+    tables.publish(Globals {
+        source: rate,
+        global: whole,
+        resets: whole,
+        events: rate,
+        generation: 1,
+        ..Globals::default()
+    });
     tables.tenants[1] = Tenant { active: 5, max: 100, rate };
     tables.destinations.insert(Destination::new(address, 443), 1);
     let frame = Shape::syn(&[198, 51, 100, 7], &to, 443).build();

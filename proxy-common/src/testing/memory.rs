@@ -1,19 +1,20 @@
 //! The maps as collections, and a clock that stands where it is put.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::{cell::Cell as StdCell, cell::OnceCell, collections::HashMap, vec::Vec};
+use std::{cell::Cell as StdCell, collections::HashMap, vec::Vec};
 
 use crate::{
     bucket::Cell,
-    map::{Address, Destination, Globals, Learned, Source, SourceKey, Tenant, shared},
-    verdict::{SourceEntry, Tables},
+    map::{Address, Destination, Globals, Learned, SourceKey, Tenant, WAYS, shared},
+    sources::Place,
+    verdict::Tables,
 };
 
 /// All tables in memory.
 pub struct Memory {
     /// The time.
     pub now: StdCell<u64>,
-    /// `GLOBALS`.
+    /// `GLOBALS`, see [`Memory::publish`].
     pub globals: Option<Globals>,
     /// `DESTINATIONS`, and `PORTS` by it.
     pub destinations: HashMap<Destination, u32>,
@@ -26,22 +27,26 @@ pub struct Memory {
     /// `TENANT_WORDS`.
     pub words: Vec<AtomicU64>,
     shared: Vec<AtomicU64>,
-    sources: Vec<Slot>,
+    lines: Vec<[Slot; WAYS]>,
     /// Sources that found no place.
     pub table_full: StdCell<u64>,
 }
 
-/// A place of the table of sources: filled once, never moved, so that references to it stay good.
+/// A place of the table of sources.
 #[derive(Default)]
 pub struct Slot {
-    key: OnceCell<SourceKey>,
+    key: AtomicU64,
     word: AtomicU64,
     prefix: AtomicU64,
     passed: AtomicU32,
     shed: AtomicU32,
 }
 
-impl SourceEntry for Slot {
+impl Place for Slot {
+    fn key(&self) -> SourceKey {
+        SourceKey(self.key.load(Relaxed))
+    }
+
     fn word(&self) -> &impl Cell {
         &self.word
     }
@@ -57,10 +62,18 @@ impl SourceEntry for Slot {
     fn count(&self, passed: bool) {
         if passed { &self.passed } else { &self.shed }.fetch_add(1, Relaxed);
     }
+
+    fn start(&self, key: SourceKey, full_at: u64, prefix: u64) {
+        self.key.store(key.0, Relaxed);
+        self.word.store(full_at, Relaxed);
+        self.prefix.store(prefix, Relaxed);
+        self.passed.store(1, Relaxed);
+        self.shed.store(0, Relaxed);
+    }
 }
 
 impl Memory {
-    /// Empty tables, room for `sources` sources and `tenants` tenants.
+    /// Empty tables, room for `sources` sources (at least [`WAYS`]) and `tenants` tenants.
     pub fn new(sources: usize, tenants: usize) -> Memory {
         let words = |count| core::iter::repeat_with(AtomicU64::default).take(count).collect();
         Memory {
@@ -72,29 +85,27 @@ impl Memory {
             tenants: std::vec![Tenant::UNLIMITED; tenants],
             words: words(tenants),
             shared: words(shared::COUNT as usize),
-            sources: core::iter::repeat_with(Slot::default).take(sources).collect(),
+            lines: core::iter::repeat_with(Default::default).take(sources.div_ceil(WAYS).max(1)).collect(),
             table_full: StdCell::new(0),
         }
     }
 
-    /// The source's place, or the free one it would get; `None` if all are taken.
-    fn slot(&self, key: SourceKey) -> Option<&Slot> {
-        let size = self.sources.len();
-        let start = (key.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize;
-        let mut places = (0..size).map(|i| &self.sources[(start + i) % size]);
-        places.find(|slot| slot.key.get().is_none_or(|k| *k == key))
+    /// Publishes these, for the table of sources as it is here.
+    pub fn publish(&mut self, globals: Globals) {
+        let (seed, lines) = (0x9e37_79b9_7f4a_7c15, self.lines.len() as u32);
+        self.globals = Some(Globals { seed, lines, ..globals });
     }
 
     /// Passed and shed SYNs of a source.
     pub fn source_counts(&self, key: SourceKey) -> Option<(u32, u32)> {
-        let slot = self.slot(key).filter(|slot| slot.key.get().is_some())?;
+        let slot = self.lines.iter().flatten().find(|slot| slot.key() == key)?;
         Some((slot.passed.load(Relaxed), slot.shed.load(Relaxed)))
     }
 }
 
 impl Tables for Memory {
     type Word = AtomicU64;
-    type Source = Slot;
+    type Place = Slot;
 
     fn now(&self) -> u64 {
         self.now.get()
@@ -126,20 +137,13 @@ impl Tables for Memory {
         self.learned.get(&key).copied()
     }
 
-    fn source(&self, key: SourceKey) -> Option<&Slot> {
-        self.slot(key).filter(|slot| slot.key.get().is_some())
+    fn line(&self, index: u32) -> Option<(&Slot, &Slot)> {
+        let [first, second] = self.lines.get(index as usize)?;
+        Some((first, second))
     }
 
-    fn add_source(&self, key: SourceKey, entry: Source) {
-        match self.slot(key) {
-            Some(slot) => {
-                let _ = slot.key.set(key);
-                slot.word.store(entry.full_at, Relaxed);
-                slot.prefix.store(entry.prefix, Relaxed);
-                slot.passed.store(entry.passed, Relaxed);
-            }
-            None => self.table_full.set(self.table_full.get() + 1),
-        }
+    fn no_place(&self) {
+        self.table_full.set(self.table_full.get() + 1);
     }
 
     fn tenant(&self, number: u32) -> Option<&Tenant> {

@@ -198,7 +198,8 @@ mod tests {
     #[test]
     fn the_loudest_come_first() {
         let source = |ip: &str, passed, shed| {
-            (source_key(ip.parse().unwrap()), Source { full_at: 0, prefix: 0, passed, shed })
+            let key = source_key(ip.parse().unwrap());
+            (key, Source { key, passed, shed, ..Source::default() })
         };
         let all = vec![source("192.0.2.1", 9, 0), source("192.0.2.2", 1, 5), source("192.0.2.3", 20, 0)];
         let names: Vec<String> = loudest(all, 2).into_iter().map(|s| s.source).collect();

@@ -13,7 +13,8 @@ use aya::{
     programs::{ProgramError, TestRun as _, TestRunOptions, Xdp},
 };
 use mksgate_common::map::{
-    Address, Counters, Destination, Globals, Learned, Source, SourceKey, Tenant, TenantCounters, shared,
+    Address, Counters, Destination, Globals, Learned, Line, Source, SourceKey, Tenant, TenantCounters, WAYS,
+    shared,
 };
 
 use super::{
@@ -44,6 +45,11 @@ impl Sizes {
         }
     }
 
+    /// Lines of the table of sources.
+    fn lines(&self) -> u32 {
+        self.sources.div_ceil(WAYS as u32)
+    }
+
     /// The plan fits. Half of what hashes hold is kept free: entries come before the old ones go.
     pub fn hold(&self, plan: &Plan) -> bool {
         plan.tenants.len() <= self.tenants as usize
@@ -54,7 +60,7 @@ impl Sizes {
 
 /// What is only ever read here; shared, so that a long look at it holds up nobody.
 pub(crate) struct Readers {
-    sources: HashMap<MapData, SourceKey, Source>,
+    sources: Array<MapData, Line>,
     counters: PerCpuArray<MapData, Counters>,
     tenant_counters: PerCpuArray<MapData, TenantCounters>,
 }
@@ -65,6 +71,8 @@ pub struct Program {
     name: &'static str,
     id: u32,
     sizes: Sizes,
+    /// See [`Globals::seed`].
+    seed: u64,
     plan: Plan,
     active: Vec<u32>,
     knows_sources: bool,
@@ -73,7 +81,7 @@ pub struct Program {
     destinations: HashMap<MapData, Destination, u32>,
     prefixes: LpmTrie<MapData, Address, u32>,
     learned: HashMap<MapData, SourceKey, Learned>,
-    sources: HashMap<MapData, SourceKey, Source>,
+    sources: Array<MapData, Line>,
     tenants: Array<MapData, Tenant>,
     tenant_words: Array<MapData, u64>,
     shared: Array<MapData, u64>,
@@ -109,7 +117,7 @@ impl Program {
             .map_max_entries("DESTINATIONS", sizes.destinations)
             .map_max_entries("PREFIXES", sizes.prefixes)
             .map_max_entries("LEARNED", sizes.sources)
-            .map_max_entries("SOURCES", sizes.sources)
+            .map_max_entries("SOURCES", sizes.lines())
             .map_max_entries("TENANTS", sizes.tenants)
             .map_max_entries("TENANT_WORDS", sizes.tenants)
             .map_max_entries("TENANT_COUNTERS", sizes.tenants)
@@ -127,6 +135,7 @@ impl Program {
             name,
             id,
             sizes,
+            seed: seed()?,
             active: vec![0; plan.tenants.len()],
             knows_sources: false,
             globals: take(&mut ebpf, "GLOBALS")?,
@@ -218,19 +227,19 @@ impl Program {
                 self.shared.set(index, 0, 0)?;
             }
         }
-        if old.source != new.source {
+        // Before the first policy there are none.
+        if old.source != new.source && old.generation != 0 {
             self.forget_sources()?;
         }
         Ok(())
     }
 
     fn forget_sources(&mut self) -> Result<(), MapError> {
-        let keys: Vec<SourceKey> = self.sources.keys().filter_map(Result::ok).collect();
-        keys.iter().try_for_each(|key| gone_is_fine(self.sources.remove(key)))
+        (0..self.sizes.lines()).try_for_each(|index| self.sources.set(index, Line::default(), 0))
     }
 
     fn publish_globals(&mut self) -> Result<(), MapError> {
-        let mut globals = self.plan.globals;
+        let mut globals = Globals { seed: self.seed, lines: self.sizes.lines(), ..self.plan.globals };
         if self.knows_sources {
             globals.flags |= Globals::LEARNED;
         }
@@ -386,24 +395,18 @@ impl Readers {
 
     /// Every source in the table; takes about a microsecond each.
     pub fn sources(&self) -> Result<Vec<(SourceKey, Source)>, MapError> {
-        // Keys that vanish while the table is read are not an error: it is an LRU.
-        Ok(self.sources.iter().filter_map(Result::ok).collect())
+        let mut found = Vec::new();
+        for line in self.sources.iter() {
+            found.extend(line?.0.iter().filter(|s| s.passed + s.shed > 0).map(|s| (s.key, *s)));
+        }
+        Ok(found)
     }
 }
 
 impl Plan {
     fn nothing() -> Plan {
-        use mksgate_common::bucket::Rate;
-        let rate = Rate::UNLIMITED;
         Plan {
-            globals: Globals {
-                source: rate,
-                global: rate,
-                resets: rate,
-                events: rate,
-                flags: 0,
-                generation: 0,
-            },
+            globals: Globals::default(),
             ports: Vec::new(),
             destinations: Default::default(),
             prefixes: Default::default(),
@@ -442,12 +445,20 @@ fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) 
     ebpf.take_map(name).ok_or(GateError::NoObject)?.try_into().map_err(|e| GateError::map(name, e))
 }
 
-/// Another handle on a hash: one to read by, one to write by.
-fn second<K: Pod, V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<HashMap<MapData, K, V>, GateError> {
-    let Some(Map::LruHashMap(data)) = ebpf.map(name) else { return Err(GateError::NoObject) };
+/// Another handle on an array: one to read by, one to write by.
+fn second<V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<Array<MapData, V>, GateError> {
+    let Some(Map::Array(data)) = ebpf.map(name) else { return Err(GateError::NoObject) };
     let fd = data.fd().as_fd().try_clone_to_owned().map_err(|e| GateError::io(name, e))?;
-    let map = MapData::from_fd(fd).and_then(|data| HashMap::try_from(Map::LruHashMap(data)));
+    let map = MapData::from_fd(fd).and_then(|data| Array::try_from(Map::Array(data)));
     map.map_err(|e| GateError::map(name, e))
+}
+
+/// See [`Globals::seed`].
+fn seed() -> Result<u64, GateError> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes)
+        .map_err(|_| GateError::io("drawing a seed", std::io::Error::other("no randomness")))?;
+    Ok(u64::from_ne_bytes(bytes) | 1)
 }
 
 /// Removing what an LRU has dropped already.

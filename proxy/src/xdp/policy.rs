@@ -126,7 +126,7 @@ impl Plan {
             flags |= Globals::LONG_PREFIXES;
         }
         let Limits { source, global, resets, events, .. } = *limits;
-        let globals = Globals { source, global, resets, events, flags, generation: 1 };
+        let globals = Globals { source, global, resets, events, flags, generation: 1, ..Globals::default() };
         Ok(Plan { globals, ports, destinations, prefixes, tenants, names })
     }
 

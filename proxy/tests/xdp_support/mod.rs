@@ -60,13 +60,14 @@ pub fn memory_of(policy: &Policy, sources: usize) -> Memory {
     let mut memory = Memory::new(sources, size);
     let limits = &policy.limits;
     let reset = if limits.on_limit == OnLimit::Reset { Globals::RESET } else { 0 };
-    memory.globals = Some(Globals {
+    memory.publish(Globals {
         source: limits.source,
         global: limits.global,
         resets: limits.resets,
         events: limits.events,
         flags: reset | Globals::PREFIXES | Globals::LEARNED,
         generation: 1,
+        ..Globals::default()
     });
     let octets = |ip: std::net::IpAddr| match ip {
         std::net::IpAddr::V4(v4) => Address(v4.to_ipv6_mapped().octets()),
