@@ -213,3 +213,37 @@ fn an_upgrade_lets_no_packet_by_unseen() {
         (seen == arrived && seen > 8_000).then_some(())
     });
 }
+
+#[test]
+fn a_gate_takes_its_links_back_from_a_younger_one_that_failed() {
+    let Some(wire) = Wire::new() else { return };
+    let acme = tenant(1, "acme", Some(1), Rate::UNLIMITED, &["10.77.1.0/24"], &[]);
+    let mut policy = policy(vec![service()], vec![acme]);
+    policy.limits.on_limit = OnLimit::Reset;
+    let start = || wire.start(&on(&[GATE]), policy.clone()).unwrap();
+    let (old, _events) = start();
+    let program = old.status().program;
+    let _listener = wire.listen(service());
+    let before = old.counters().unwrap();
+    let (young, _young_events) = start();
+    until("the older one notices", || (modes(&old) == is("off")).then_some(()));
+    assert_ne!(wire.program_on(GATE), Some(("native", program)));
+    // What happens meanwhile is published in the program that nobody runs.
+    old.set_active(1, 1);
+    drop(young);
+    old.take_back();
+    assert_eq!(wire.program_on(GATE), Some(("native", program)));
+    assert_eq!(modes(&old), is("native"));
+    until("the tenant is full here too", || wire.connect(client4(1, 1).into(), service()).err());
+    let after = old.counters().unwrap();
+    assert!(after.packets(Verdict::TenantFull) > before.packets(Verdict::TenantFull), "its counters go on");
+    // A younger one that is late.
+    let (late, _late_events) = start();
+    until("taken back again", || (wire.program_on(GATE) == Some(("native", program))).then_some(()));
+    drop(late);
+    assert_eq!(wire.program_on(GATE), Some(("native", program)));
+    // And it is looked after: what vanishes is attached to when it returns.
+    wire.inside.ip(&format!("link delete {GATE}")).unwrap();
+    wire.plug();
+    until("the gate on the new interface", || (modes(&old) == is("native")).then_some(()));
+}

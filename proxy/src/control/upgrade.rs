@@ -37,12 +37,17 @@ impl Control {
             return Err(UpgradeError::Draining);
         }
         tracing::info!(program = %self.program.path.display(), "upgrade: starting the new process");
+        self.gate.xdp.let_go();
         let upgraded = Candidate::start(&self.program.path).and_then(|candidate| self.hand_over(candidate));
         match &upgraded {
             Ok(Upgraded { pid, version, sessions }) => {
                 tracing::info!(pid, version, sessions, "upgrade: the new process is in charge")
             }
-            Err(error) => tracing::error!(%error, "upgrade failed; this process goes on"),
+            Err(error) => {
+                tracing::error!(%error, "upgrade failed; this process goes on");
+                // The candidate may have taken the links first.
+                self.gate.xdp.take_back();
+            }
         }
         upgraded
     }

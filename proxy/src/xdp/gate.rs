@@ -60,6 +60,8 @@ pub(super) struct Inner {
     /// Counts the programs, so that the thread notices a new one's ring buffer.
     pub generation: u64,
     pub known_sources: usize,
+    /// Links that a younger mksgate takes are taken back.
+    pub holds: bool,
 }
 
 /// One interface that is to have the program.
@@ -113,6 +115,7 @@ impl Gate {
             base: CounterReport::default(),
             generation: 0,
             known_sources: 0,
+            holds: false,
         };
         let io = |what| move |error: std::io::Error| GateError::Io { what, error };
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -164,6 +167,21 @@ impl Gate {
         inner.policy = policy;
         inner.config.limits = inner.policy.limits;
         Ok(())
+    }
+
+    /// From now on a younger mksgate may take the links, as it does at first.
+    pub fn let_go(&self) {
+        self.shared.inner().holds = false;
+    }
+
+    /// Puts the program back under the links that a younger mksgate has taken and did not live to look after; its end alone
+    /// would leave that one's program there, with counts that nobody publishes any more. What it takes late, before it
+    /// notices that nobody waits for it, is taken back within a second.
+    pub fn take_back(&self) {
+        let mut inner = self.shared.inner();
+        inner.holds = true;
+        inner.interfaces.iter_mut().for_each(|interface| interface.given_up = false);
+        inner.take_back();
     }
 
     /// What was counted since the start.
@@ -281,6 +299,20 @@ impl Inner {
         self.program = program;
         self.generation += 1;
         Ok(())
+    }
+
+    /// Puts the program back where another mksgate has put its own.
+    pub fn take_back(&self) {
+        let Ok(fd) = self.program.fd() else { return };
+        for Interface { name, attachment, .. } in &self.interfaces {
+            let Ok(attachment) = attachment else { continue };
+            if attachment.state(self.program.id()) == State::TakenOver {
+                match attachment.replace(fd) {
+                    Ok(()) => tracing::info!(interface = name, "XDP gate taken back"),
+                    Err(error) => tracing::error!(interface = name, %error, "XDP gate: cannot be taken back"),
+                }
+            }
+        }
     }
 
     /// Makes a source known, unless its tenant is no tenant or it is a load balancer.

@@ -146,6 +146,20 @@ impl Shed {
         }
     }
 
+    /// See [`Gate::let_go`].
+    pub fn let_go(&self) {
+        if let Some(gate) = self.gate() {
+            gate.let_go();
+        }
+    }
+
+    /// See [`Gate::take_back`].
+    pub fn take_back(&self) {
+        if let Some(gate) = self.gate() {
+            gate.take_back();
+        }
+    }
+
     /// Brings a reloaded configuration into force; what cannot be is said, and the old policy stays.
     pub fn update(&self, policy: Policy) {
         if let Some(Err(error)) = self.gate().map(|gate| gate.update(policy)) {

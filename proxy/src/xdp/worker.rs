@@ -83,6 +83,9 @@ fn expire(inner: &mut Inner) {
 
 /// Interfaces may vanish and return, and the host's addresses may change.
 fn look_after(inner: &mut Inner) {
+    if inner.holds {
+        inner.take_back();
+    }
     let (id, mode) = (inner.program.id(), inner.config.mode);
     let Inner { program, interfaces, .. } = &mut *inner;
     for interface in interfaces.iter_mut().filter(|i| !i.given_up) {
