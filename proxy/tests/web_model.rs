@@ -88,7 +88,7 @@ fn live(run: &mut Running, ops: &[Op], web: bool) -> [u64; 2] {
 #[test]
 fn what_comes_out_is_what_went_in_however_a_flow_lives() {
     let taken: [AtomicU64; 4] = Default::default();
-    let mut config = ProptestConfig::with_cases(16);
+    let mut config = ProptestConfig::with_cases(8);
     config.failure_persistence = None;
     config.max_shrink_iters = 0;
     proptest!(config, |(ops in ops(), kinds in (kind(), kind()), operator: bool)| {

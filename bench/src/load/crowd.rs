@@ -143,9 +143,10 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// Opens `count` consoles and lets them play.
+    /// Opens `count` consoles and lets them play once all are open: who plays already does not slow the opening down.
     pub fn open(context: &Context, way: &Way, count: usize, config: &Arc<ClientConfig>) -> Result<Self> {
         let (closing, closed) = watch::channel(false);
+        let (playing, all_open) = watch::channel(false);
         let tally = Arc::new(Mutex::new(Tally::new()?));
         let (opened, mut outcomes) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -157,6 +158,7 @@ impl Crowd {
                 let one = |n: usize| {
                     let (way, config, gate) = (way.clone(), config.clone(), gate.clone());
                     let (tally, opened, mut closed) = (tally.clone(), opened.clone(), closed.clone());
+                    let mut all_open = all_open.clone();
                     async move {
                         let permit = gate.acquire().await;
                         let console = visitor::open(&way, config).await;
@@ -164,8 +166,12 @@ impl Crowd {
                         let told = console.as_ref().map(drop).map_err(ToString::to_string);
                         let _ = opened.send(told);
                         let Ok((mut console, _)) = console else { return };
+                        let play = async {
+                            let _ = all_open.wait_for(|open| *open).await;
+                            watch_updates(&mut console, seed + n as u64, &tally).await
+                        };
                         tokio::select! {
-                            _ = watch_updates(&mut console, seed + n as u64, &tally) => lock(&tally).lost += 1,
+                            _ = play => lock(&tally).lost += 1,
                             _ = closed.wait_for(|closed| *closed) => {}
                         }
                         console.close().await;
@@ -187,6 +193,7 @@ impl Crowd {
                 Err(error) => bail!("a console was not opened: {error}"),
             }
         }
+        playing.send_replace(true);
         Ok(crowd)
     }
 

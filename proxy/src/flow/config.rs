@@ -70,8 +70,9 @@ impl Default for FlowConfig {
             threads: 0,
             pipe_bytes: 256 << 10,
             max_pipes: 512,
-            buffers: 1024,
-            buffer_bytes: 4096,
+            // Few, so that they stay in the core's cache, and each with room for a screen update.
+            buffers: 128,
+            buffer_bytes: 32 << 10,
             queue: 4096,
             epoch: None,
             on_turn: None,

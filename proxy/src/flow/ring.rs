@@ -48,9 +48,9 @@ use sends::SilentSend;
 
 const ENTRIES: u32 = 1024;
 /// Queued buffers at which the receive pauses, or bulk begins.
-const QUEUE_HIGH: u16 = 16;
+const QUEUE_HIGH: u16 = 8;
 /// Queued buffers at which it goes on.
-const QUEUE_LOW: u16 = 4;
+const QUEUE_LOW: u16 = 2;
 /// How often flows in `Stage::Ready` are asked whether they are quiet.
 const REVIEW: Duration = Duration::from_millis(25);
 /// A silent send is booked this soon, though nothing else happens.
