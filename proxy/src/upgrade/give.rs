@@ -236,6 +236,7 @@ fn state(gate: &Gate, elders: usize) -> State {
         pending_uses: pending_uses.collect(),
         buckets: buckets.into_iter().map(|(name, full)| (name, since(epoch, full))).collect(),
         tickets: gate.tickets.export(),
+        xdp: gate.xdp.estate(),
         sessions: sessions.iter().map(|session| SessionState::new(session, epoch)).collect(),
         elders,
     }

@@ -89,6 +89,8 @@ pub(super) struct State {
     pub(super) pending_uses: Vec<(Box<str>, u32)>,
     /// When each tenant's bucket is full.
     pub(super) buckets: Vec<(Arc<str>, u64)>,
+    /// What the XDP gate has counted and learned; its links are the new one's already.
+    pub(super) xdp: Option<crate::xdp::Estate>,
     /// How many messages about elders follow.
     pub(super) elders: usize,
 }

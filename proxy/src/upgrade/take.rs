@@ -131,6 +131,7 @@ impl Inheritance {
         gate.registry.resume(state.next_id);
         gate.tickets.import(state.tickets);
         gate.tenants.import_buckets(state.buckets.into_iter().map(|(name, full)| (name, at(epoch, full))));
+        state.xdp.into_iter().for_each(|estate| gate.xdp.inherit(estate));
         let parent = Elder::new(self.channel.clone(), false);
         let mut owners = std::collections::HashMap::new();
         let mut elders = vec![parent.clone()];

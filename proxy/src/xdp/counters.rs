@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{address::unmapped, serve::VerdictCount};
 
 /// Totals over all CPUs since the gate started.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CounterReport {
     /// Packets by [`Verdict`].
     pub packets: [u64; Verdict::COUNT],
@@ -26,7 +26,7 @@ pub struct CounterReport {
 }
 
 /// One tenant's SYNs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantReport {
     /// 0 is the shared tenant.
     pub number: u32,

@@ -79,6 +79,14 @@ pub fn monotonic() -> u64 {
         .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
 }
 
+/// What a gate leaves to that of a younger mksgate.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Estate {
+    counted: CounterReport,
+    /// Source, name of the tenant (empty: several), end in nanoseconds of CLOCK_MONOTONIC.
+    learned: Vec<(u64, String, u64)>,
+}
+
 impl Gate {
     /// Loads the program, publishes the policy and attaches. `on_drop` gets the sampled drops, on the gate's thread.
     ///
@@ -184,7 +192,38 @@ impl Gate {
         inner.take_back();
     }
 
-    /// What was counted since the start.
+    /// What the gate of a younger mksgate goes on from. It has the links already: nothing more is counted here.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn estate(&self) -> Result<Estate, GateError> {
+        let counted = self.counters()?;
+        let inner = self.shared.inner();
+        let named = |(key, learned): (SourceKey, Learned)| {
+            let tenant = inner.program.plan().name(learned.tenant).to_owned();
+            (learned.tenant == 0 || !tenant.is_empty()).then_some((key.0, tenant, learned.expires))
+        };
+        Ok(Estate { counted, learned: inner.program.all_learned().into_iter().filter_map(named).collect() })
+    }
+
+    /// Goes on from what an older mksgate's gate had counted and learned. Tenants that are gone take theirs along; what
+    /// this gate has learned itself stays.
+    ///
+    /// # Errors
+    /// What the kernel said; the counts go on all the same.
+    pub fn inherit(&self, estate: Estate) -> Result<(), GateError> {
+        let mut inner = self.shared.inner();
+        let Estate { mut counted, learned } = estate;
+        counted.add_base(&inner.base);
+        inner.base = counted;
+        let took = learned
+            .into_iter()
+            .try_for_each(|(key, tenant, expires)| inner.inherit(SourceKey(key), &tenant, expires));
+        inner.known_sources = inner.program.all_learned().len();
+        took
+    }
+
+    /// What was counted since the start, and by the gates it goes on from.
     ///
     /// # Errors
     /// What the kernel said.
@@ -318,8 +357,7 @@ impl Inner {
     /// Makes a source known, unless its tenant is no tenant or it is a load balancer.
     pub fn learn(&mut self, source: SourceKey, tenant: u32, now: u64) -> Result<(), GateError> {
         let lasts = self.config.limits.learned.as_nanos() as u64;
-        let address = source.as_v4().map(IpAddr::from).or_else(|| source.as_v6().map(IpAddr::from));
-        let exempt = address.is_none_or(|address| self.policy.is_balancer(address));
+        let exempt = self.is_balancer(source);
         if lasts == 0 || exempt || (tenant != 0 && self.program.plan().name(tenant).is_empty()) {
             return Ok(());
         }
@@ -329,6 +367,26 @@ impl Inner {
             }
             None => Ok(()),
         }
+    }
+
+    fn inherit(&mut self, source: SourceKey, tenant: &str, expires: u64) -> Result<(), GateError> {
+        let tenant = match tenant {
+            "" => Some(0),
+            name => self.program.plan().names.iter().position(|known| known == name),
+        };
+        let wanted = !self.config.limits.learned.is_zero() && !self.is_balancer(source);
+        match tenant.and_then(|number| u32::try_from(number).ok()) {
+            Some(tenant) if wanted && self.program.learned(source).is_none() => self
+                .program
+                .learn(source, Learned { expires, tenant, pad: 0 })
+                .map_err(|e| GateError::map("learning a source", e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_balancer(&self, source: SourceKey) -> bool {
+        let address = source.as_v4().map(IpAddr::from).or_else(|| source.as_v6().map(IpAddr::from));
+        address.is_none_or(|address| self.policy.is_balancer(address))
     }
 
     fn readers(&self) -> (Arc<Readers>, Vec<String>, CounterReport) {

@@ -24,7 +24,7 @@ mod worker;
 pub use config::{Enabled, Limits, Mode, OnLimit, XdpConfig, XdpConfigError, XdpSection};
 pub use counters::{CounterReport, DropEvent, LoudSource, TenantReport};
 pub use error::{GateError, InterfaceProblem, missing_capabilities};
-pub use gate::{Gate, GateStatus, InterfaceStatus, monotonic};
+pub use gate::{Estate, Gate, GateStatus, InterfaceStatus, monotonic};
 pub use maps::{Outcome, Program};
 pub use policy::{MAX_TENANT, Policy, PolicyError, TenantPolicy};
 pub use serve::{Shed, ShedStatus, TenantSyns, VerdictCount, policy, start};

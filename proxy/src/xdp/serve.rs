@@ -9,7 +9,7 @@ use super::{
     Enabled, Gate, GateError, GateStatus, LoudSource, Policy, TenantPolicy, XdpConfig,
     config::rate,
     counters::{CounterReport, DropEvent},
-    gate::monotonic,
+    gate::{Estate, monotonic},
 };
 use crate::config::{Config, Tenant};
 
@@ -143,6 +143,21 @@ impl Shed {
     pub fn learn(&self, source: IpAddr, tenant: u32) {
         if let Some(gate) = self.gate() {
             gate.learn(source, tenant, monotonic());
+        }
+    }
+
+    /// See [`Gate::estate`]; nothing without a gate.
+    pub fn estate(&self) -> Option<Estate> {
+        let estate = self.gate()?.estate();
+        estate
+            .inspect_err(|error| tracing::warn!(%error, "XDP gate: the next process counts from nothing"))
+            .ok()
+    }
+
+    /// See [`Gate::inherit`].
+    pub fn inherit(&self, estate: Estate) {
+        if let Some(Err(error)) = self.gate().map(|gate| gate.inherit(estate)) {
+            tracing::warn!(%error, "XDP gate: sources that were known are learned afresh");
         }
     }
 
