@@ -244,10 +244,20 @@ async fn visit(plan: Plan, client: Arc<ClientConfig>, n: u64) -> Fate {
             tokio::time::sleep(a_while).await;
             Fate::LeftInABurst
         }
-        Plan::Broken(way) => match open(way).await {
-            Some(_) => Fate::Wrong,
-            None => Fate::Refused,
-        },
+        Plan::Broken(way) => {
+            // A browser's handshake is the appliance's own and may be done before its host breaks; nobody ever answers.
+            let Some(mut console) = open(way).await else { return Fate::Refused };
+            let mut got = Vec::new();
+            let ask = async {
+                console.write(&[ECHO]).await?;
+                console.write(b"key").await?;
+                console.read(&mut [0; 64], &mut got).await
+            };
+            match tokio::time::timeout(PATIENCE, ask).await {
+                Ok(Ok(false) | Err(_)) => Fate::Refused,
+                Ok(Ok(true)) | Err(_) => Fate::Wrong,
+            }
+        }
     }
 }
 

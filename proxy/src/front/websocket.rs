@@ -81,6 +81,10 @@ impl Stream {
     /// Reads on; what came is behind what `data` holds already. What lies behind the first piece of content stays undecoded:
     /// it may be the flow's already, which answers it by all the books.
     pub(super) async fn more(&mut self) -> Result<(), StreamError> {
+        // What came with the end of the handshake may be as long as it likes; only what does not lead to one is too much.
+        if self.data.len() > MAX_EARLY {
+            return Err(StreamError::TooMuch);
+        }
         self.flush().await?;
         let mut received = self.tls.read().await?;
         if received.is_empty() {
@@ -99,9 +103,6 @@ impl Stream {
                 Event::Close(_) => return Err(StreamError::Closed),
             }
         }
-        if self.data.len() > MAX_EARLY {
-            return Err(StreamError::TooMuch);
-        }
         if let Some(body) = pong {
             put_control(&mut self.pending, Opcode::Pong, body.as_bytes(), None);
             self.flush().await?;
@@ -113,6 +114,9 @@ impl Stream {
     pub(super) async fn message(&mut self) -> Result<Vec<u8>, StreamError> {
         while self.data.is_empty() || !self.decoder.between_messages() {
             self.more().await?;
+        }
+        if self.data.len() > MAX_EARLY {
+            return Err(StreamError::TooMuch);
         }
         Ok(std::mem::take(&mut self.data))
     }
