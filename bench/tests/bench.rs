@@ -127,9 +127,9 @@ fn too_few_files_are_said_and_fewer_sessions_run() {
 }
 
 /// A long run, once it measures and its relay is there.
-fn long_run(file: &Path) -> (Child, u32) {
-    let args = ["--suite", "flow", "--peers", "direct", "--rounds", "1000", "--seconds", "0.1", "--json"];
-    let mut run = bench(&args).arg(file).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+fn long_run(file: &Path, seconds: &str) -> (Child, u32) {
+    let args = ["--suite", "flow", "--peers", "direct", "--rounds", "1000", "--seconds", seconds, "--json"];
+    let mut run = bench(&args).arg(file).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(run.stdout.take().unwrap()).lines();
     assert!(lines.by_ref().map_while(Result::ok).any(|line| line.contains("== flow")));
     std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
@@ -142,7 +142,7 @@ fn long_run(file: &Path) -> (Child, u32) {
 fn an_interruption_ends_everything_and_keeps_a_report() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("run.json");
-    let (mut run, relay) = long_run(&file);
+    let (mut run, relay) = long_run(&file, "0.1");
     kill(Pid::from_raw(run.id().cast_signed()), Signal::SIGINT).unwrap();
     assert_eq!(run.wait().unwrap().code(), Some(130));
     assert!(!lives(relay));
@@ -150,9 +150,22 @@ fn an_interruption_ends_everything_and_keeps_a_report() {
 }
 
 #[test]
+fn a_second_interruption_ends_it_at_once_with_everything_it_started() {
+    let dir = tempfile::tempdir().unwrap();
+    // Rounds that nobody waits for the end of.
+    let (mut run, relay) = long_run(&dir.path().join("run.json"), "3600");
+    kill(Pid::from_raw(run.id().cast_signed()), Signal::SIGINT).unwrap();
+    let mut said = BufReader::new(run.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(said.any(|line| line.contains("once more ends at once")));
+    kill(Pid::from_raw(run.id().cast_signed()), Signal::SIGINT).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    until("the relay is gone", || !lives(relay));
+}
+
+#[test]
 fn what_it_started_ends_even_when_it_is_killed() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut run, relay) = long_run(&dir.path().join("run.json"));
+    let (mut run, relay) = long_run(&dir.path().join("run.json"), "0.1");
     run.kill().unwrap();
     run.wait().unwrap();
     until("the relay is gone", || !lives(relay));

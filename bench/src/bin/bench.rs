@@ -102,14 +102,17 @@ fn measure(args: &Args) -> Result<ExitCode> {
     }
     println!("\n{}", goals::table(&ran));
     goals::remarks(&ran).iter().for_each(|remark| println!("{remark}"));
-    let kept = ran
-        .iter()
-        .all(|ran| !matches!(ran.ended, Ended::Failed(_)) && ran.outcome.goals.iter().all(|goal| goal.ok));
-    Ok(match (stop.asked(), kept || !args.strict) {
-        (true, _) => ExitCode::from(130),
-        (false, true) => ExitCode::SUCCESS,
-        (false, false) => ExitCode::FAILURE,
-    })
+    Ok(ExitCode::from(status(stop.asked(), args.strict, &ran)))
+}
+
+/// The exit status: 130 after an interruption; 1 under `--strict` where a goal is short or a suite failed.
+fn status(interrupted: bool, strict: bool, ran: &[Ran]) -> u8 {
+    let kept =
+        |ran: &Ran| !matches!(ran.ended, Ended::Failed(_)) && ran.outcome.goals.iter().all(|goal| goal.ok);
+    match (interrupted, strict && !ran.iter().all(kept)) {
+        (true, _) => 130,
+        (false, short) => u8::from(short),
+    }
 }
 
 fn list() {
@@ -215,4 +218,28 @@ fn put(file: &Path, bytes: &[u8]) -> Result<()> {
         std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     }
     std::fs::write(file, bytes).with_context(|| format!("writing {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use mksgate_bench::load::goals::Goal;
+
+    use super::*;
+
+    fn ran(ended: Ended, measured: f64) -> Ran {
+        let goals = vec![Goal::at_most("flow", "a ratio", measured, 1.0)];
+        let outcome = Outcome { goals, ..Outcome::default() };
+        Ran { name: "flow", about: "", ended, seconds: 1.0, outcome, foreign: Default::default() }
+    }
+
+    #[test]
+    fn a_short_goal_is_an_error_under_strict_only_and_a_skipped_suite_never() {
+        let (kept, short) = (ran(Ended::Complete, 0.9), ran(Ended::Complete, 1.1));
+        let skipped = ran(Ended::Skipped("needs root".into()), 0.9);
+        assert_eq!(status(false, true, &[kept, skipped]), 0);
+        assert_eq!(status(false, false, std::slice::from_ref(&short)), 0);
+        assert_eq!(status(false, true, std::slice::from_ref(&short)), 1);
+        assert_eq!(status(true, true, &[short]), 130);
+        assert_eq!(status(false, true, &[ran(Ended::Failed("broken".into()), 0.9)]), 1);
+    }
 }

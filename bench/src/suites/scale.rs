@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use mksgate::flow::FlowConfig;
 use serde::Serialize;
 use serde_json::json;
 
@@ -57,6 +58,8 @@ struct Round {
     kernel: f64,
     /// Open files per console.
     files: f64,
+    /// Pooled pipes per console, those in use and those that were: two files each, which `files` has too.
+    pipes: f64,
     updates: f64,
     megabytes: f64,
     /// 50th and 99th percentile of how late updates were, ms.
@@ -150,6 +153,11 @@ fn one(
         resident: each(resident(pid).saturating_sub(memory) as f64) / 1024.0,
         kernel: each((kernel_memory() - kernel).max(0.0)) / 1024.0,
         files: each(files() - open),
+        pipes: if through == Through::Haproxy {
+            0.0
+        } else {
+            each(rig.appliance.metrics()?.sum("mksgate_flow_pipes", &[]))
+        },
         updates: tally.updates as f64 / cost.wall,
         megabytes: tally.bytes as f64 / cost.wall / 1e6,
         late: [late(0.5), late(0.99)],
@@ -232,7 +240,9 @@ fn at<'a>(all: &'a All, consoles: usize, name: &str) -> Option<&'a Series<Round>
 /// What the largest size says of this whole host. Extrapolated, and called so.
 fn capacity(all: &All, out: &mut Outcome) {
     let host = Host::here();
-    let head = ["", "measured at", "cores", "open files", "memory", "next limit"];
+    let head = ["", "measured at", "cores", "open files", "pipes", "memory", "next limit"];
+    // One pool per flow thread, one thread per core. Past it nobody is refused: bulk directions are copied.
+    let pool = (FlowConfig::default().max_pipes * cores()) as f64;
     let title = "consoles that this host could carry, EXTRAPOLATED from the largest size: not measured";
     let mut table = Table::new(title, head);
     for name in ["mksgate authd", "mksgate web"] {
@@ -242,10 +252,12 @@ fn capacity(all: &All, out: &mut Outcome) {
             // To three quarters: a full core has no latency to show.
             ("cores", 0.75 * cores() as f64 / s.median(|r| r.share)),
             ("open files", host.open_files as f64 / s.median(|r| r.files)),
+            ("pipes", pool / s.median(|r| r.pipes)),
             ("memory", 0.75 * host.memory as f64 / memory),
         ];
         let next = limits.into_iter().min_by(|a, b| a.1.total_cmp(&b.1)).map_or("", |(what, _)| what);
-        let cells = limits.map(|(_, n)| format!("{n:.0}"));
+        let cells =
+            limits.map(|(_, n)| if n.is_finite() { format!("{n:.0}") } else { "no limit met".into() });
         let head = [name.to_owned(), consoles.to_string()];
         table.row(head.into_iter().chain(cells).chain([next.to_owned()]));
         out.raw(

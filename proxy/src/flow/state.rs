@@ -85,7 +85,9 @@ pub(super) struct Direction {
 }
 
 impl Direction {
-    fn new(mode: Mode, now_ms: u64, first: Vec<u8>, half: Half) -> Self {
+    fn new(mode: Mode, now_ms: u64, mut first: Vec<u8>, half: Half) -> Self {
+        // The front read with room for more; what is kept for as long as nothing moves takes no more room than it needs.
+        first.shrink_to_fit();
         Self {
             pacer: Pacer::new(mode, now_ms),
             head: NO_BUFFER,

@@ -38,6 +38,12 @@ pub struct Decrypted {
     pub closed: bool,
 }
 
+/// What a flow keeps while it is idle takes no more room than it needs; a handshake reads with room for a whole flight.
+fn fitted(mut kept: Vec<u8>) -> Vec<u8> {
+    kept.shrink_to_fit();
+    kept
+}
+
 impl Session {
     /// A server's connection after its handshake, and what was received and not yet decrypted.
     ///
@@ -49,7 +55,7 @@ impl Session {
         } else {
             Connection::Server(Box::new(connection))
         };
-        Ok(Self { connection, partial: received, closed: false })
+        Ok(Self { connection, partial: fitted(received), closed: false })
     }
 
     /// The same of a client's.
@@ -62,7 +68,7 @@ impl Session {
         } else {
             Connection::Client(Box::new(connection))
         };
-        Ok(Self { connection, partial: received, closed: false })
+        Ok(Self { connection, partial: fitted(received), closed: false })
     }
 
     /// Copies what waits for the rest of its record to the front of `wire`, which must hold [`MAX_PARTIAL`]; returns how
