@@ -26,7 +26,7 @@ const SUITE: &str = "soak";
 const RATE: f64 = 40.0;
 /// How long the full run and the quick one last, without the warm-up.
 const FULL: Duration = Duration::from_secs(600);
-const QUICK: Duration = Duration::from_secs(20);
+const QUICK: Duration = Duration::from_secs(10);
 /// Until buffers and tables have the size they will keep.
 const WARM_UP: Duration = Duration::from_secs(10);
 /// How long the last consoles may take to be gone: the longest deadline of the appliance, and then some.
