@@ -1,8 +1,9 @@
-//! The configuration: what the file says (`file`), checked once into types that cannot be wrong.
+//! The configuration: what the file says (`file`), checked once (`check`) into types that cannot be wrong.
 //!
 //! An error names the file, the line, the key and the remedy. Everything the appliance does comes from here; nothing
 //! reads the file later.
 
+mod check;
 mod error;
 mod file;
 mod tenant;
@@ -243,7 +244,7 @@ impl Config {
 
     /// Checks a text as if it stood in the file at `path`.
     pub fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) -> Result<Self, ConfigError> {
-        file::parse(path, text, numbers)
+        check::parse(path, text, numbers)
     }
 
     /// Whether a PROXY protocol header is expected, and believed, from this address.
