@@ -33,7 +33,8 @@ fn judged(syn: &Syn, choice: u8, rate: u8) {
     let of = |shift: u8| rate[usize::from(choice >> shift & 3) % 3];
     let mut memory = Memory::new(2, 3);
     let flags = u32::from(choice & 15);
-    let globals = Globals { source: of(0), global: of(2), resets: of(4), events: of(6), flags, ..Globals::default() };
+    let globals =
+        Globals { source: of(0), global: of(2), resets: of(4), events: of(6), flags, ..Globals::default() };
     memory.publish(Globals { generation: 1, ..globals });
     let owner = u32::from(choice >> 1 & 1);
     memory.destinations.insert(Destination::new(syn.destination, syn.destination_port), owner);
@@ -55,13 +56,17 @@ fn judged(syn: &Syn, choice: u8, rate: u8) {
 
 fn answered(syn: &Syn) {
     if syn.v6 {
-        let out = reset::v6(syn);
+        let out = bytes(&reset::v6(syn));
         assert_eq!(checksum(&[&out[8..40], &[0, 20, 0, 6], &out[40..]]), 0);
     } else {
-        let out = reset::v4(syn);
+        let out = bytes(&reset::v4(syn));
         assert_eq!(checksum(&[&out[..20]]), 0);
         assert_eq!(checksum(&[&out[12..20], &[0, 6, 0, 20], &out[20..]]), 0);
     }
+}
+
+fn bytes(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
 /// RFC 1071 over parts of even length: zero if a right checksum is among them.

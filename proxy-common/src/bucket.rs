@@ -47,6 +47,19 @@ impl Rate {
         }
         Some(full_at.saturating_add(self.interval))
     }
+
+    /// The word when the last token has just been taken: no further ahead does this rate bring it.
+    #[inline(always)]
+    pub fn emptied(&self, now: u64) -> u64 {
+        now.saturating_add(self.tolerance).saturating_add(self.interval)
+    }
+
+    /// What of the word counts at this rate. One from before the rate was changed may lie further ahead than this one brings
+    /// it, even by days: nothing is owed on that account.
+    #[inline(always)]
+    pub fn owed(&self, full_at: u64, now: u64) -> u64 {
+        if full_at > self.emptied(now) { 0 } else { full_at }
+    }
 }
 
 /// A bucket's word, wherever it lives: a map value in the kernel, an atomic in userspace.
@@ -57,7 +70,8 @@ pub trait Cell {
     fn exchange(&self, seen: u64, new: u64) -> bool;
 }
 
-/// Takes one token at `now`; false if there is none.
+/// Takes one token at `now`; false if there is none. A bucket that was left emptier by another rate is as empty as this one's
+/// can be from then on.
 #[inline(always)]
 pub fn take(cell: &impl Cell, rate: &Rate, now: u64) -> bool {
     if rate.interval == 0 {
@@ -65,7 +79,12 @@ pub fn take(cell: &impl Cell, rate: &Rate, now: u64) -> bool {
     }
     for _ in 0..TRIES {
         let seen = cell.load();
-        let Some(new) = rate.next(seen, now) else { return false };
+        let Some(new) = rate.next(seen, now) else {
+            if seen > rate.emptied(now) {
+                cell.exchange(seen, rate.emptied(now));
+            }
+            return false;
+        };
         if cell.exchange(seen, new) {
             return true;
         }
@@ -142,6 +161,25 @@ mod tests {
             }
             let allowed = u128::from(burst) + u128::from(now) * u128::from(per_second) / 1_000_000_000;
             prop_assert!(u128::from(given) <= allowed);
+        }
+    }
+
+    proptest! {
+        /// After a change of rate, at most a whole bucket of the new rate is waited for.
+        #[test]
+        fn a_change_of_rate_shuts_nobody_out_for_longer_than_the_new_rate(
+            before in (1_u32..1000, 1_u32..1_000_000), after in (1_u32..1000, 1_u32..100), taken in 1_u32..200,
+        ) {
+            let (before, after) = (Rate::per_second(before.0, before.1), Rate::per_second(after.0, after.1));
+            let (cell, now) = (AtomicU64::new(0), 1_000_000);
+            for _ in 0..taken {
+                take(&cell, &before, now);
+            }
+            let left = (0..100).filter(|_| take(&cell, &after, now)).count() as u64;
+            prop_assert!(left <= after.tolerance / after.interval + 1, "no more than a burst at once");
+            prop_assert!(!take(&cell, &after, now), "empty now, and known to be");
+            prop_assert!(cell.load(std::sync::atomic::Ordering::Relaxed) <= after.emptied(now));
+            prop_assert!(take(&cell, &after, now + after.interval), "and one token later there is one");
         }
     }
 

@@ -5,22 +5,43 @@ use core::mem::{align_of, size_of};
 use crate::bucket::Rate;
 
 /// An IPv6 address, or an IPv4 one mapped into `::ffff:0:0/96` (RFC 4291, 2.5.5.2), in network order.
-#[repr(C, align(8))]
+///
+/// Two words in memory order: sixteen bytes would be moved one by one in the kernel's program.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Address(pub [u8; 16]);
+pub struct Address(pub(crate) [u64; 2]);
 
 impl Address {
     /// The mapped form of an IPv4 address.
     #[inline(always)]
     pub const fn v4(a: [u8; 4]) -> Address {
-        Address([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3]])
+        Address([0, u64::from_ne_bytes([0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3]])])
     }
 
-    /// The last four bytes: the whole address of a mapped IPv4 one.
+    /// Of 16 bytes.
     #[inline(always)]
-    pub const fn low(&self) -> [u8; 4] {
-        let a = &self.0;
-        [a[12], a[13], a[14], a[15]]
+    pub const fn new(a: [u8; 16]) -> Address {
+        Address([
+            u64::from_ne_bytes([a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]]),
+            u64::from_ne_bytes([a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]]),
+        ])
+    }
+
+    /// The 16 bytes.
+    pub const fn bytes(&self) -> [u8; 16] {
+        let (a, b) = (self.0[0].to_ne_bytes(), self.0[1].to_ne_bytes());
+        [a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]
+    }
+
+    /// The four words in memory order; the last is the whole address of a mapped IPv4 one.
+    #[inline(always)]
+    pub(crate) const fn words(&self) -> [u32; 4] {
+        let [a, b] = self.0;
+        if cfg!(target_endian = "little") {
+            [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]
+        } else {
+            [(a >> 32) as u32, a as u32, (b >> 32) as u32, b as u32]
+        }
     }
 }
 
@@ -61,36 +82,30 @@ impl SourceKey {
     }
 }
 
-/// A protected address and port: the key of `DESTINATIONS`, whose value is a tenant's number (0 = the shared one).
-#[repr(C)]
+/// A protected address and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Destination {
     /// Where the SYN goes.
     pub address: Address,
     /// The TCP port, host order.
-    pub port: u32,
-    /// Zero.
-    pub pad: u32,
+    pub port: u16,
 }
 
 impl Destination {
-    /// The key of `address` and `port`.
+    /// Of `address` and `port`.
     #[inline(always)]
     pub const fn new(address: Address, port: u16) -> Destination {
-        Destination { address, port: port as u32, pad: 0 }
+        Destination { address, port }
     }
 }
 
-/// What `LEARNED` keeps of a source that has shown a valid ticket.
-#[repr(C)]
+/// What is known of a source that has shown a valid ticket; [`crate::known`] is how `LEARNED` keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Learned {
-    /// When the entry ends: nanoseconds of CLOCK_MONOTONIC.
+    /// When that ends: nanoseconds of CLOCK_MONOTONIC.
     pub expires: u64,
     /// The tenant's number; 0 if several tenants were seen behind this source.
     pub tenant: u32,
-    /// Zero.
-    pub pad: u32,
 }
 
 /// What `SOURCES` keeps of a source. Written by the kernel; read by userspace for `top-sources`.
@@ -155,8 +170,12 @@ pub struct Globals {
     pub generation: u32,
     /// An odd number that nobody outside can know, drawn for each program: which sources meet in a line of `SOURCES`.
     pub seed: u64,
-    /// Values of `SOURCES`.
+    /// Values of `SOURCES`, and of `LEARNED`.
     pub lines: u32,
+    /// The first value of `DESTINATIONS` that holds, see [`crate::destinations`].
+    pub destinations: u32,
+    /// How many of them hold.
+    pub blocks: u32,
     /// Zero.
     pub pad: u32,
 }
@@ -171,7 +190,7 @@ impl Globals {
     /// `PREFIXES` has IPv6 prefixes longer than 64 bits, so the /64 of a source does not tell its prefix.
     pub const LONG_PREFIXES: u32 = 8;
 
-    /// The index of the source's line: multiply-shift hashing (Dietzfelbinger et al. 1997), which for a random odd factor brings
+    /// The index of the source's line in `SOURCES` and in `LEARNED`: multiply-shift hashing (Dietzfelbinger et al. 1997), which for a random odd factor brings
     /// two given keys together no more often than twice in `lines`, whoever has chosen them; then a multiplication in
     /// place of a remainder.
     #[inline(always)]
@@ -248,13 +267,11 @@ pub const PORT_WORDS: u32 = 65_536 / PORTS_PER_WORD;
 const _: () = {
     assert!(size_of::<Address>() == 16 && align_of::<Address>() == 8);
     assert!(size_of::<SourceKey>() == 8);
-    assert!(size_of::<Destination>() == 24);
-    assert!(size_of::<Learned>() == 16);
     assert!(size_of::<Source>() == 32);
     assert!(size_of::<Line>() == 64 && align_of::<Line>() == 64);
     assert!(size_of::<Rate>() == 16);
     assert!(size_of::<Tenant>() == 24);
-    assert!(size_of::<Globals>() == 88);
+    assert!(size_of::<Globals>() == 96);
     assert!(size_of::<TenantCounters>() == 48);
     assert!(size_of::<Counters>() == 8 * (crate::verdict::Verdict::COUNT + 3));
     assert!(size_of::<Event>() == 56);
@@ -264,6 +281,7 @@ const _: () = {
 mod pod {
     #![expect(unsafe_code, reason = "aya's marker for plain bytes is unsafe to implement")]
     use super::*;
+    use crate::{destinations::Block, known::KnownLine};
 
     macro_rules! pod {
         ($($name:ty)*) => {$(
@@ -272,5 +290,5 @@ mod pod {
             unsafe impl aya::Pod for $name {}
         )*};
     }
-    pod!(Address SourceKey Destination Learned Source Line Tenant Globals TenantCounters Counters Event);
+    pod!(Address SourceKey Source Line Tenant Globals TenantCounters Counters Event Block KnownLine);
 }

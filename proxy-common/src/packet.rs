@@ -152,7 +152,7 @@ pub fn syn<F: Frame + ?Sized>(frame: &F, look: &Look) -> Option<Syn> {
     let (source, destination, key) = if look.v6 {
         let ip = frame.bytes::<40>(l3)?;
         let source = sixteen(ip, 8);
-        (Address(source), Address(sixteen(ip, 24)), SourceKey::v6(source))
+        (Address::new(source), Address::new(sixteen(ip, 24)), SourceKey::v6(source))
     } else {
         let ip = frame.bytes::<20>(l3)?;
         let source = [ip[12], ip[13], ip[14], ip[15]];
@@ -179,13 +179,7 @@ fn be16(bytes: [u8; 2]) -> u16 {
 
 #[inline(always)]
 fn sixteen(ip: &[u8; 40], at: usize) -> [u8; 16] {
-    let mut address = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        address[i] = ip[at + i];
-        i += 1;
-    }
-    address
+    core::array::from_fn(|i| ip[at + i])
 }
 
 /// 802.1Q and 802.1ad.

@@ -4,109 +4,88 @@
 
 use crate::packet::Syn;
 
-/// IPv4 header and TCP header.
-pub const V4: usize = 40;
-/// IPv6 header and TCP header.
-pub const V6: usize = 60;
+/// IPv4 header and TCP header, in words of four bytes.
+pub const V4: usize = 10;
+/// IPv6 header and TCP header, in words of four bytes.
+pub const V6: usize = 15;
 
-const TCP: usize = 20;
-const RST_ACK: u8 = 0x14;
+const TCP: u32 = 20;
+const TCP_PROTOCOL: u8 = 6;
+const OFFSET_RST_ACK: u32 = 0x5014_0000;
 const HOPS: u8 = 64;
 
-/// The answer to an IPv4 SYN, from the IP header on.
+/// The answer to an IPv4 SYN, from the IP header on: words in memory order.
 #[inline(always)]
-pub fn v4(syn: &Syn) -> [u8; V4] {
-    let (from, to) = (syn.destination.low(), syn.source.low());
-    let mut out = [0; V4];
-    out[0] = 0x45;
-    out[3] = V4 as u8;
-    out[6] = 0x40; // don't fragment
-    out[8] = HOPS;
-    out[9] = 6;
-    let ip = 0x4500 + V4 as u32 + 0x4000 + ((HOPS as u32) << 8) + 6 + words4(from) + words4(to);
-    [out[10], out[11]] = folded(ip);
-    [out[12], out[13], out[14], out[15]] = from;
-    [out[16], out[17], out[18], out[19]] = to;
-    let tcp = tcp(syn, words4(from) + words4(to));
-    let mut i = 0;
-    while i < TCP {
-        out[20 + i] = tcp[i];
-        i += 1;
-    }
-    out
+pub fn v4(syn: &Syn) -> [u32; V4] {
+    let (from, to) = (syn.destination.words()[3], syn.source.words()[3]);
+    let addresses = from as u64 + to as u64;
+    // Version, header length and total length; "don't fragment".
+    let (length, fragment) = ((0x4500_0000 + V4 as u32 * 4).to_be(), 0x4000_u32.to_be());
+    let hops = |sum: [u8; 2]| u32::from_ne_bytes([HOPS, TCP_PROTOCOL, sum[0], sum[1]]);
+    let sum = folded(addresses + length as u64 + fragment as u64 + hops([0; 2]) as u64);
+    let tcp = tcp(syn, addresses);
+    [length, fragment, hops(sum), from, to, tcp[0], tcp[1], tcp[2], tcp[3], tcp[4]]
 }
 
-/// The answer to an IPv6 SYN, from the IP header on.
+/// The answer to an IPv6 SYN, from the IP header on: words in memory order.
 #[inline(always)]
-pub fn v6(syn: &Syn) -> [u8; V6] {
-    let (from, to) = (&syn.destination.0, &syn.source.0);
-    let mut out = [0; V6];
-    out[0] = 0x60;
-    out[5] = TCP as u8;
-    out[6] = 6;
-    out[7] = HOPS;
-    let tcp = tcp(syn, words16(from) + words16(to));
+pub fn v6(syn: &Syn) -> [u32; V6] {
+    let (f, t) = (syn.destination.words(), syn.source.words());
+    let mut addresses = 0;
     let mut i = 0;
-    while i < 16 {
-        out[8 + i] = from[i];
-        out[24 + i] = to[i];
+    while i < 4 {
+        addresses += f[i] as u64 + t[i] as u64;
         i += 1;
     }
-    let mut i = 0;
-    while i < TCP {
-        out[40 + i] = tcp[i];
-        i += 1;
-    }
-    out
+    let tcp = tcp(syn, addresses);
+    let length = u32::from_ne_bytes([0, TCP as u8, TCP_PROTOCOL, HOPS]);
+    [
+        0x6000_0000_u32.to_be(),
+        length,
+        f[0],
+        f[1],
+        f[2],
+        f[3],
+        t[0],
+        t[1],
+        t[2],
+        t[3],
+        tcp[0],
+        tcp[1],
+        tcp[2],
+        tcp[3],
+        tcp[4],
+    ]
 }
 
 /// The TCP header; `addresses` is the sum of both addresses' words for the pseudo-header (RFC 9293, 3.1).
 #[inline(always)]
-fn tcp(syn: &Syn, addresses: u32) -> [u8; TCP] {
+fn tcp(syn: &Syn, addresses: u64) -> [u32; 5] {
+    let ports = ((syn.destination_port as u32) << 16 | syn.source_port as u32).to_be();
     // The SYN itself takes one sequence number, its payload the rest.
-    let ack = syn.sequence.wrapping_add(1).wrapping_add(syn.payload);
-    let offset_flags = [0x50, RST_ACK];
-    let sum = addresses
-        + 6
-        + TCP as u32
-        + u32::from(syn.destination_port)
-        + u32::from(syn.source_port)
-        + (ack >> 16)
-        + (ack & 0xffff)
-        + u32::from(u16::from_be_bytes(offset_flags));
-    let mut out = [0; TCP];
-    [out[0], out[1]] = syn.destination_port.to_be_bytes();
-    [out[2], out[3]] = syn.source_port.to_be_bytes();
-    [out[8], out[9], out[10], out[11]] = ack.to_be_bytes();
-    [out[12], out[13]] = offset_flags;
-    [out[16], out[17]] = folded(sum);
-    out
+    let ack = syn.sequence.wrapping_add(1).wrapping_add(syn.payload).to_be();
+    let offset_flags = OFFSET_RST_ACK.to_be();
+    let pseudo = (TCP_PROTOCOL as u32 + TCP).to_be();
+    let [a, b] = folded(addresses + pseudo as u64 + ports as u64 + ack as u64 + offset_flags as u64);
+    [ports, 0, ack, offset_flags, u32::from_ne_bytes([a, b, 0, 0])]
 }
 
+/// The Internet checksum of a sum of words of four bytes in memory order, whatever that is (RFC 1071, 2(B)); of thirteen at
+/// the most.
 #[inline(always)]
-fn words4(a: [u8; 4]) -> u32 {
-    u32::from(u16::from_be_bytes([a[0], a[1]])) + u32::from(u16::from_be_bytes([a[2], a[3]]))
-}
-
-#[inline(always)]
-fn words16(a: &[u8; 16]) -> u32 {
-    words4([a[0], a[1], a[2], a[3]])
-        + words4([a[4], a[5], a[6], a[7]])
-        + words4([a[8], a[9], a[10], a[11]])
-        + words4([a[12], a[13], a[14], a[15]])
-}
-
-/// The Internet checksum of a sum of words (RFC 1071); twenty words fit the upper half twice over.
-#[inline(always)]
-fn folded(sum: u32) -> [u8; 2] {
-    let once = (sum & 0xffff) + (sum >> 16);
-    let twice = (once & 0xffff) + (once >> 16);
-    (!(twice as u16)).to_be_bytes()
+fn folded(sum: u64) -> [u8; 2] {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (!(sum as u16)).to_ne_bytes()
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use std::vec::Vec;
 
     use super::*;
     use crate::map::{Address, SourceKey};
@@ -123,6 +102,10 @@ mod tests {
             sum = (sum & 0xffff) + (sum >> 16);
         }
         !(sum as u16)
+    }
+
+    fn bytes(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_ne_bytes()).collect()
     }
 
     fn syn(
@@ -150,7 +133,7 @@ mod tests {
     proptest! {
         #[test]
         fn v4_is_right(from: [u8; 4], to: [u8; 4], ports: (u16, u16), seq: u32, payload in 0_u32..1500) {
-            let out = v4(&syn(Address::v4(from), Address::v4(to), false, ports, seq, payload));
+            let out = bytes(&v4(&syn(Address::v4(from), Address::v4(to), false, ports, seq, payload)));
             prop_assert_eq!(checksum(&[&out[..20]]), 0);
             prop_assert_eq!(checksum(&[&out[12..20], &[0, 6, 0, 20], &out[20..]]), 0);
             prop_assert_eq!((&out[12..16], &out[16..20]), (&to[..], &from[..]));
@@ -161,7 +144,7 @@ mod tests {
 
         #[test]
         fn v6_is_right(from: [u8; 16], to: [u8; 16], ports: (u16, u16), seq: u32, payload in 0_u32..1500) {
-            let out = v6(&syn(Address(from), Address(to), true, ports, seq, payload));
+            let out = bytes(&v6(&syn(Address::new(from), Address::new(to), true, ports, seq, payload)));
             prop_assert_eq!(checksum(&[&out[8..40], &[0, 0, 0, 20, 0, 0, 0, 6], &out[40..]]), 0);
             prop_assert_eq!((&out[8..24], &out[24..40]), (&to[..], &from[..]));
             prop_assert_eq!((out[0], &out[4..8]), (0x60, &[0, 20, 6, 64][..]));

@@ -3,7 +3,8 @@
 //!
 //! Who gets a place where all are taken:
 //!
-//! * a bucket that is full again says nothing that a new one would not say: its place is free;
+//! * a bucket that is full again says nothing that a new one would not say, nor does one that another rate has left further
+//!   behind than this one could: its place is free;
 //! * else the one that lacks least gives way, if it lacks no more than the newcomer will;
 //! * else the newcomer goes without, is counted, and meets every other limit.
 //!
@@ -52,7 +53,7 @@ impl<'a, P> Seat<'a, P> {
 
 /// The source's place, or else the one in its line that lacks least.
 #[inline(always)]
-pub fn find<'a, T: Tables>(key: SourceKey, globals: &Globals, tables: &'a T) -> Seat<'a, T::Place> {
+pub fn find<'a, T: Tables>(key: SourceKey, globals: &Globals, tables: &'a T, now: u64) -> Seat<'a, T::Place> {
     let Some((first, second)) = tables.line(globals.line(key)) else { return Seat::NONE };
     if first.key() == key {
         return Seat { place: Some(first), its_own: true };
@@ -60,7 +61,8 @@ pub fn find<'a, T: Tables>(key: SourceKey, globals: &Globals, tables: &'a T) -> 
     if second.key() == key {
         return Seat { place: Some(second), its_own: true };
     }
-    let least = if second.word().load() < first.word().load() { second } else { first };
+    let owed = |place: &T::Place| globals.source.owed(place.word().load(), now);
+    let least = if owed(second) < owed(first) { second } else { first };
     Seat { place: Some(least), its_own: false }
 }
 
@@ -81,7 +83,9 @@ pub fn take<T: Tables>(
     }
     let Some(full_at) = globals.source.next(0, now) else { return false };
     match seat.place {
-        Some(place) if place.word().load() <= full_at => place.start(key, full_at, prefix),
+        Some(place) if globals.source.owed(place.word().load(), now) <= full_at => {
+            place.start(key, full_at, prefix)
+        }
         _ => tables.no_place(),
     }
     true

@@ -106,11 +106,11 @@ pub trait Tables {
     /// The port is protected on some address.
     fn port(&self, port: u16) -> bool;
     /// The tenant of a protected address and port (0 = the shared one), `None` if it is not protected.
-    fn destination(&self, key: &Destination) -> Option<u32>;
+    fn destination(&self, key: &Destination, globals: &Globals) -> Option<u32>;
     /// The longest configured prefix around the source: a tenant, or [`BALANCER`].
     fn prefix(&self, source: &Address) -> Option<u32>;
     /// What a valid ticket has taught of the source.
-    fn learned(&self, key: SourceKey) -> Option<Learned>;
+    fn learned(&self, key: SourceKey, globals: &Globals) -> Option<Learned>;
     /// The places of a line of `SOURCES`.
     fn line(&self, index: u32) -> Option<(&Self::Place, &Self::Place)>;
     /// Counts a source that got no place and goes on without a limit of its own.
@@ -169,11 +169,11 @@ pub fn judge<T: Tables>(syn: &Syn, tables: &T) -> Judgement {
     }
     let Some(globals) = tables.globals() else { return Judgement::UNPROTECTED };
     let destination = Destination::new(syn.destination, syn.destination_port);
-    let Some(owner) = tables.destination(&destination) else { return Judgement::UNPROTECTED };
+    let Some(owner) = tables.destination(&destination, globals) else { return Judgement::UNPROTECTED };
 
     let now = tables.now();
     let limited = globals.source.interval != 0;
-    let seat = if limited { sources::find(syn.key, globals, tables) } else { Seat::NONE };
+    let seat = if limited { sources::find(syn.key, globals, tables, now) } else { Seat::NONE };
     let prefix = prefix(syn, seat.of_it(), globals, tables);
     let tenant = tenant(syn, owner, prefix, globals, tables, now);
     let kept = kept(globals, prefix);
@@ -234,7 +234,7 @@ fn tenant<T: Tables>(syn: &Syn, owner: u32, prefix: u32, globals: &Globals, tabl
     if globals.flags & Globals::LEARNED == 0 {
         return 0;
     }
-    match tables.learned(syn.key) {
+    match tables.learned(syn.key, globals) {
         Some(learned) if learned.expires > now => learned.tenant,
         _ => 0,
     }

@@ -147,7 +147,7 @@ fn assert_same_reading(packet: &[u8]) {
     match slow_read(packet) {
         Ok((source, destination, port)) => {
             let syn = packet::syn(packet, &look).unwrap_or_else(|| panic!("{look:?} {packet:02x?}"));
-            let tail = |a: Address| a.0[16 - source.len()..].to_vec();
+            let tail = |a: Address| a.bytes()[16 - source.len()..].to_vec();
             assert_eq!((tail(syn.source), tail(syn.destination)), (source, destination), "{packet:02x?}");
             assert_eq!(syn.destination_port, port);
             assert!(verdict::unless_syn(packet).is_err());
@@ -217,18 +217,16 @@ fn tables() -> Memory {
     let v4 = |a| Address::v4(a);
     memory.destinations.insert(Destination::new(v4(V4.1), PORT), 0);
     memory.destinations.insert(Destination::new(v4([192, 0, 2, 2]), 902), 4);
-    memory.destinations.insert(Destination::new(Address(V6.1), PORT), 0);
+    memory.destinations.insert(Destination::new(Address::new(V6.1), PORT), 0);
     let mut v6 = V6.0;
     v6[3] = 1;
     memory.prefixes = vec![
         (96 + 24, v4([198, 51, 100, 0]), 1),
         (96 + 28, v4([198, 51, 100, 0]), 2),
         (96 + 24, v4([198, 51, 101, 0]), BALANCER),
-        (32, Address(v6), 3),
+        (32, Address::new(v6), 3),
     ];
-    memory
-        .learned
-        .insert(SourceKey::v4([198, 51, 102, 2]), Learned { expires: 500_000_000, tenant: 1, pad: 0 });
+    memory.learned.insert(SourceKey::v4([198, 51, 102, 2]), Learned { expires: 500_000_000, tenant: 1 });
     let tenant = |active, max, per_second| Tenant { active, max, rate: Rate::per_second(per_second, 30) };
     memory.tenants = vec![
         Tenant { rate: Rate::per_second(5000, 50), ..Tenant::UNLIMITED },
@@ -268,18 +266,21 @@ fn slow_verdict(packet: &[u8], tables: &Memory, buckets: &mut Slow, now: u64) ->
     };
     let address = |bytes: &[u8]| match bytes.try_into() {
         Ok(four) => Address::v4(four),
-        Err(_) => Address(bytes.try_into().unwrap()),
+        Err(_) => Address::new(bytes.try_into().unwrap()),
     };
     let Some(owner) = tables.destinations.get(&Destination::new(address(&destination), port)) else {
         return (Verdict::Unprotected, 0);
     };
     let source = address(&source);
     let longest = (0..=128).rev().find_map(|length| {
-        let shift = |a: Address| u128::from_be_bytes(a.0).checked_shr(128 - length).unwrap_or(0);
+        let shift = |a: Address| u128::from_be_bytes(a.bytes()).checked_shr(128 - length).unwrap_or(0);
         tables.prefixes.iter().find(|(l, a, _)| *l == length && shift(*a) == shift(source)).map(|(.., n)| *n)
     });
-    let v4 = source.0[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
-    let key = if v4 { SourceKey::v4(source.low()) } else { SourceKey::v6(source.0) };
+    let bytes = source.bytes();
+    let key = match bytes.strip_prefix(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]) {
+        Some(v4) => SourceKey::v4(v4.try_into().unwrap()),
+        None => SourceKey::v6(bytes),
+    };
     let learned = tables.learned.get(&key).filter(|l| l.expires > now).map(|l| l.tenant);
     let tenant = match (owner, longest) {
         (0, Some(BALANCER)) => 0,

@@ -59,7 +59,8 @@ fn gate<const FRAGS: bool>(ctx: &XdpContext) -> u32 {
 fn gate_syn<const FRAGS: bool>(ctx: *mut xdp_md, look: u64) -> u32 {
     let ctx = &XdpContext::new(ctx);
     let frame = Linear::of(ctx);
-    let Some(syn) = packet::syn(&frame, &Look::unpack(look)) else {
+    let look = Look::unpack(look);
+    let Some(syn) = packet::syn(&frame, &look) else {
         count(Verdict::Unparsable);
         return XDP_PASS;
     };
@@ -75,7 +76,7 @@ fn gate_syn<const FRAGS: bool>(ctx: *mut xdp_md, look: u64) -> u32 {
     if judgement.event {
         tell(ctx, &syn, &judgement);
     }
-    if judgement.reset { answer::<FRAGS>(ctx, &syn) } else { XDP_DROP }
+    if judgement.reset { answer::<FRAGS>(ctx, &syn, u64::from(look.l4 + look.length)) } else { XDP_DROP }
 }
 
 /// The linear part of the frame.
@@ -152,13 +153,13 @@ fn tell(ctx: &XdpContext, syn: &Syn, judgement: &Judgement) {
     }
 }
 
-/// Turns the SYN into its reset and sends it back; if that cannot be done, it is dropped.
+/// Turns the SYN, which ends at `end`, into its reset and sends it back; if that cannot be done, it is dropped.
 #[inline(always)]
-fn answer<const FRAGS: bool>(ctx: &XdpContext, syn: &Syn) -> u32 {
+fn answer<const FRAGS: bool>(ctx: &XdpContext, syn: &Syn, end: u64) -> u32 {
     let done = if syn.v6 {
-        place::<FRAGS, _>(ctx, syn.l3, reset::v6(syn))
+        place::<FRAGS, _>(ctx, syn.l3, reset::v6(syn), end)
     } else {
-        place::<FRAGS, _>(ctx, syn.l3, reset::v4(syn))
+        place::<FRAGS, _>(ctx, syn.l3, reset::v4(syn), end)
     };
     if done {
         return XDP_TX;
@@ -172,38 +173,44 @@ fn answer<const FRAGS: bool>(ctx: &XdpContext, syn: &Syn) -> u32 {
 
 /// The offsets as constants, for the verifier.
 #[inline(always)]
-fn place<const FRAGS: bool, const N: usize>(ctx: &XdpContext, l3: u32, packet: [u8; N]) -> bool {
+fn place<const FRAGS: bool, const N: usize>(ctx: &XdpContext, l3: u32, packet: [u32; N], end: u64) -> bool {
     match l3 {
-        14 => rewrite::<FRAGS, 14, N>(ctx, packet),
-        18 => rewrite::<FRAGS, 18, N>(ctx, packet),
-        _ => rewrite::<FRAGS, 22, N>(ctx, packet),
+        14 => rewrite::<FRAGS, 14, N>(ctx, packet, end),
+        18 => rewrite::<FRAGS, 18, N>(ctx, packet, end),
+        _ => rewrite::<FRAGS, 22, N>(ctx, packet, end),
     }
 }
 
 /// Swaps the Ethernet addresses, writes `packet` at `L3`, cuts the rest off.
 #[inline(always)]
-fn rewrite<const FRAGS: bool, const L3: usize, const N: usize>(ctx: &XdpContext, packet: [u8; N]) -> bool {
+fn rewrite<const FRAGS: bool, const L3: usize, const N: usize>(
+    ctx: &XdpContext,
+    packet: [u32; N],
+    packet_end: u64,
+) -> bool {
     let (start, end) = (ctx.data(), ctx.data_end());
-    if start + L3 + N > end {
+    let reset = L3 + N * 4;
+    if start + reset > end {
         return false;
     }
-    // A frame of several buffers is longer than what lies between start and end.
-    let length = if FRAGS {
+    // A frame of several buffers is longer than what lies between start and end. If the packet is not, what the other
+    // buffers hold is padding, and no matter.
+    let length = if FRAGS && packet_end > (end - start) as u64 {
         // SAFETY: the context is the program's own.
         unsafe { bpf_xdp_get_buff_len(ctx.ctx) as usize }
     } else {
         end - start
     };
     let ethernet = start as *mut [u8; 6];
-    // SAFETY: L3 + N bytes lie before data_end, and no reference to the frame is alive.
+    // SAFETY: so many bytes lie before data_end, and no reference to the frame is alive.
     unsafe {
         let to = ethernet.read_unaligned();
         ethernet.write_unaligned(ethernet.add(1).read_unaligned());
         ethernet.add(1).write_unaligned(to);
-        ((start + L3) as *mut [u8; N]).write_unaligned(packet);
+        ((start + L3) as *mut [u32; N]).write_unaligned(packet);
     }
     // SAFETY: the context is the program's own; every pointer into the frame is dead from here on.
-    length == L3 + N || unsafe { bpf_xdp_adjust_tail(ctx.ctx, (L3 + N) as i32 - length as i32) } == 0
+    length == reset || unsafe { bpf_xdp_adjust_tail(ctx.ctx, reset as i32 - length as i32) } == 0
 }
 
 #[cfg(not(test))]

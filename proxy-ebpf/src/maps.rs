@@ -3,11 +3,12 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, LpmTrie, PerCpuArray, RingBuf},
 };
-use mksgate_common::map::{
-    Address, Counters, Destination, Event, Globals, Learned, Line, PORT_WORDS, SourceKey, Tenant,
-    TenantCounters, shared,
+use mksgate_common::{
+    destinations::Block,
+    known::KnownLine,
+    map::{Address, Counters, Event, Globals, Line, PORT_WORDS, Tenant, TenantCounters, shared},
 };
 
 /// One entry, written by userspace.
@@ -16,15 +17,15 @@ pub static GLOBALS: Array<Globals> = Array::with_max_entries(1, 0);
 /// A bitmap of the protected ports.
 #[map]
 pub static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
-/// Protected addresses and ports, and whose they are.
+/// Protected addresses and ports, and whose they are: two halves, of which one holds, see `mksgate_common::destinations`.
 #[map]
-pub static DESTINATIONS: HashMap<Destination, u32> = HashMap::with_max_entries(1024, 0);
+pub static DESTINATIONS: Array<Block> = Array::with_max_entries(128, BPF_F_MMAPABLE);
 /// Source prefixes: a tenant's number or `BALANCER`.
 #[map]
 pub static PREFIXES: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1024, BPF_F_NO_PREALLOC);
-/// Sources known by a valid ticket. Userspace alone adds, so a flood of spoofed sources cannot wash it out.
+/// Sources known by a valid ticket, see `mksgate_common::known`. Written by userspace.
 #[map]
-pub static LEARNED: LruHashMap<SourceKey, Learned> = LruHashMap::with_max_entries(1024, 0);
+pub static LEARNED: Array<KnownLine> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
 /// Buckets of sources, see `mksgate_common::sources`. Written by the kernel. An array that could be mapped into memory begins
 /// on a page, so its values do not straddle cache lines.
 #[map]

@@ -2,9 +2,10 @@
 
 use core::arch::asm;
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::{helpers::generated::bpf_ktime_get_coarse_ns, maps::lpm_trie::Key};
 use mksgate_common::{
     bucket::Cell,
+    destinations,
     map::{Address, Destination, Globals, Learned, PORTS_PER_WORD, Source, SourceKey, Tenant},
     sources::Place,
     verdict::Tables,
@@ -87,6 +88,14 @@ impl Place for Entry {
     }
 }
 
+/// A key of the trie, so laid out that the address is aligned: the verifier refuses a store to the stack that is not.
+#[repr(C, align(8))]
+struct PrefixKey {
+    pad: u32,
+    length: u32,
+    address: Address,
+}
+
 /// All maps.
 pub struct Maps;
 
@@ -121,20 +130,22 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn destination(&self, key: &Destination) -> Option<u32> {
-        // SAFETY: the value is one word, read at once; an entry removed meanwhile gives the old number or another's.
-        unsafe { maps::DESTINATIONS.get(key) }.copied()
+    fn destination(&self, key: &Destination, globals: &Globals) -> Option<u32> {
+        destinations::find(key, globals, |index| maps::DESTINATIONS.get(index))
     }
 
     #[inline(always)]
     fn prefix(&self, source: &Address) -> Option<u32> {
-        maps::PREFIXES.get(aya_ebpf::maps::lpm_trie::Key::new(128, *source)).copied()
+        let key = PrefixKey { pad: 0, length: 128, address: *source };
+        // SAFETY: behind `pad` lie, without a gap, what the packed `Key` is made of; it lives until the call returns.
+        let key = unsafe { &*(&raw const key).cast::<u8>().add(4).cast::<Key<Address>>() };
+        maps::PREFIXES.get(key).copied()
     }
 
     #[inline(always)]
-    fn learned(&self, key: SourceKey) -> Option<Learned> {
-        // SAFETY: an entry replaced meanwhile may give the tenant of another source for one packet.
-        unsafe { maps::LEARNED.get(key) }.copied()
+    fn learned(&self, key: SourceKey, globals: &Globals) -> Option<Learned> {
+        // A place given to another source meanwhile may give that one's tenant for one packet.
+        maps::LEARNED.get(globals.line(key))?.find(key)
     }
 
     #[inline(always)]

@@ -119,7 +119,8 @@ fn expectation(packet: &[u8], memory: &Memory) -> (Verdict, Option<Vec<u8>>) {
     let answer = judgement.reset.then(|| {
         let l3 = syn.l3 as usize;
         let swapped = [&packet[6..12], &packet[..6], &packet[12..l3]].concat();
-        let ip = if syn.v6 { reset::v6(&syn).to_vec() } else { reset::v4(&syn).to_vec() };
+        let words = if syn.v6 { reset::v6(&syn).to_vec() } else { reset::v4(&syn).to_vec() };
+        let ip: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
         [swapped, ip].concat()
     });
     (judgement.verdict, answer)

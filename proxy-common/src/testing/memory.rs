@@ -116,24 +116,24 @@ impl Tables for Memory {
     }
 
     fn port(&self, port: u16) -> bool {
-        self.destinations.keys().any(|d| d.port == u32::from(port))
+        self.destinations.keys().any(|d| d.port == port)
     }
 
-    fn destination(&self, key: &Destination) -> Option<u32> {
+    fn destination(&self, key: &Destination, _: &Globals) -> Option<u32> {
         self.destinations.get(key).copied()
     }
 
     fn prefix(&self, source: &Address) -> Option<u32> {
-        let bits = u128::from_be_bytes(source.0);
+        let bits = u128::from_be_bytes(source.bytes());
         let inside = |length: u32, address: &Address| {
             let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
-            (bits ^ u128::from_be_bytes(address.0)) & mask == 0
+            (bits ^ u128::from_be_bytes(address.bytes())) & mask == 0
         };
         let around = self.prefixes.iter().filter(|(length, address, _)| inside(*length, address));
         around.max_by_key(|(length, ..)| *length).map(|(.., number)| *number)
     }
 
-    fn learned(&self, key: SourceKey) -> Option<Learned> {
+    fn learned(&self, key: SourceKey, _: &Globals) -> Option<Learned> {
         self.learned.get(&key).copied()
     }
 

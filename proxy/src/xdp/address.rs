@@ -10,13 +10,13 @@ use crate::config::Cidr;
 pub(crate) fn mapped(address: IpAddr) -> Address {
     match address {
         IpAddr::V4(v4) => Address::v4(v4.octets()),
-        IpAddr::V6(v6) => Address(v6.octets()),
+        IpAddr::V6(v6) => Address::new(v6.octets()),
     }
 }
 
 /// The address that [`mapped`] has made this of.
 pub(crate) fn unmapped(address: Address) -> IpAddr {
-    IpAddr::from(address.0).to_canonical()
+    IpAddr::from(address.bytes()).to_canonical()
 }
 
 /// Length and address of a range, as `PREFIXES` holds them.

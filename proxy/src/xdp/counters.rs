@@ -132,7 +132,7 @@ impl DropEvent {
 fn parse(bytes: &[u8]) -> Option<Event> {
     use mksgate_common::map::Address;
     let word = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
-    let address = |at: usize| bytes.get(at..at + 16)?.try_into().ok().map(Address);
+    let address = |at: usize| bytes.get(at..at + 16)?.try_into().ok().map(Address::new);
     Some(Event {
         at: u64::from_ne_bytes(bytes.get(..8)?.try_into().ok()?),
         source: address(8)?,

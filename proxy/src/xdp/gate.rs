@@ -308,7 +308,7 @@ impl Interface {
 impl Inner {
     /// Publishes a plan, in place or by a larger program under the same links.
     pub fn publish(&mut self, plan: Plan) -> Result<(), GateError> {
-        if self.program.sizes().hold(&plan) {
+        if self.program.holds(&plan) {
             return self.program.publish(plan).map_err(|e| GateError::map("publishing the policy", e));
         }
         let sizes = Sizes::for_plan(&plan, self.config.max_sources);
@@ -378,7 +378,7 @@ impl Inner {
         match tenant.and_then(|number| u32::try_from(number).ok()) {
             Some(tenant) if wanted && self.program.learned(source).is_none() => self
                 .program
-                .learn(source, Learned { expires, tenant, pad: 0 })
+                .learn(source, Learned { expires, tenant })
                 .map_err(|e| GateError::map("learning a source", e)),
             _ => Ok(()),
         }
@@ -411,7 +411,7 @@ impl Inner {
 
 /// What to write for a source that is seen with a ticket of `tenant`; `None` if what is there will do.
 fn merge(known: Option<Learned>, tenant: u32, now: u64, lasts: u64) -> Option<Learned> {
-    let fresh = Learned { expires: now.saturating_add(lasts), tenant, pad: 0 };
+    let fresh = Learned { expires: now.saturating_add(lasts), tenant };
     match known.filter(|known| known.expires > now) {
         None => Some(fresh),
         Some(known) if known.tenant == tenant && known.expires - now > lasts / 2 => None,
@@ -515,7 +515,7 @@ mod tests {
     const LASTS: u64 = 100;
 
     fn known(tenant: u32, expires: u64) -> Option<Learned> {
-        Some(Learned { expires, tenant, pad: 0 })
+        Some(Learned { expires, tenant })
     }
 
     #[test]

@@ -8,19 +8,19 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
+    Ebpf, EbpfLoader,
+    maps::{Array, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
     programs::{ProgramError, TestRun as _, TestRunOptions, Xdp},
 };
 use mksgate_common::map::{
-    Address, Counters, Destination, Globals, Learned, Line, Source, SourceKey, Tenant, TenantCounters, WAYS,
-    shared,
+    Address, Counters, Globals, Learned, Line, Source, SourceKey, Tenant, TenantCounters, WAYS, shared,
 };
 
 use super::{
     attach::PROGRAMS,
     counters::{CounterReport, TenantReport, source_key},
     error::GateError,
+    lines::{Destinations, KnownSources},
     policy::{Plan, Policy},
 };
 
@@ -45,13 +45,18 @@ impl Sizes {
         }
     }
 
-    /// Lines of the table of sources.
+    /// Lines of the tables of sources.
     fn lines(&self) -> u32 {
         self.sources.div_ceil(WAYS as u32)
     }
 
-    /// The plan fits. Half of what hashes hold is kept free: entries come before the old ones go.
-    pub fn hold(&self, plan: &Plan) -> bool {
+    /// Blocks of a half of the table of destinations, which hold two each.
+    fn blocks(&self) -> u32 {
+        self.destinations / 2
+    }
+
+    /// The plan fits. Half of what hashes hold is kept free: for their speed, and where entries come before the old ones go.
+    fn hold(&self, plan: &Plan) -> bool {
         plan.tenants.len() <= self.tenants as usize
             && plan.destinations.len() * 2 <= self.destinations as usize
             && plan.prefixes.len() * 2 <= self.prefixes as usize
@@ -78,10 +83,9 @@ pub struct Program {
     knows_sources: bool,
     globals: Array<MapData, Globals>,
     ports: Array<MapData, u64>,
-    destinations: HashMap<MapData, Destination, u32>,
+    destinations: Destinations,
     prefixes: LpmTrie<MapData, Address, u32>,
-    learned: HashMap<MapData, SourceKey, Learned>,
-    sources: Array<MapData, Line>,
+    learned: KnownSources,
     tenants: Array<MapData, Tenant>,
     tenant_words: Array<MapData, u64>,
     shared: Array<MapData, u64>,
@@ -114,9 +118,9 @@ impl Program {
     pub(crate) fn with_sizes(plan: Plan, sizes: Sizes) -> Result<Program, GateError> {
         let object = super::OBJECT.ok_or(GateError::NoObject)?;
         let mut ebpf = EbpfLoader::new()
-            .map_max_entries("DESTINATIONS", sizes.destinations)
+            .map_max_entries("DESTINATIONS", 2 * sizes.blocks())
             .map_max_entries("PREFIXES", sizes.prefixes)
-            .map_max_entries("LEARNED", sizes.sources)
+            .map_max_entries("LEARNED", sizes.lines())
             .map_max_entries("SOURCES", sizes.lines())
             .map_max_entries("TENANTS", sizes.tenants)
             .map_max_entries("TENANT_WORDS", sizes.tenants)
@@ -124,8 +128,8 @@ impl Program {
             .load(object)
             .map_err(GateError::object)?;
         let name = load_either(&mut ebpf)?;
+        let seed = seed_for(&plan, &sizes)?;
         let id = xdp(&mut ebpf, name)?.info().map_err(|e| GateError::program(name, &e))?.id();
-        let sources = second(&ebpf, "SOURCES")?;
         let readers = Readers {
             sources: take(&mut ebpf, "SOURCES")?,
             counters: take(&mut ebpf, "COUNTERS")?,
@@ -135,15 +139,14 @@ impl Program {
             name,
             id,
             sizes,
-            seed: seed()?,
+            seed,
             active: vec![0; plan.tenants.len()],
             knows_sources: false,
             globals: take(&mut ebpf, "GLOBALS")?,
             ports: take(&mut ebpf, "PORTS")?,
-            destinations: take(&mut ebpf, "DESTINATIONS")?,
+            destinations: Destinations::new(take(&mut ebpf, "DESTINATIONS")?),
             prefixes: take(&mut ebpf, "PREFIXES")?,
-            learned: take(&mut ebpf, "LEARNED")?,
-            sources,
+            learned: KnownSources::new(take(&mut ebpf, "LEARNED")?),
             tenants: take(&mut ebpf, "TENANTS")?,
             tenant_words: take(&mut ebpf, "TENANT_WORDS")?,
             shared: take(&mut ebpf, "SHARED")?,
@@ -156,7 +159,12 @@ impl Program {
         Ok(program)
     }
 
-    /// Publishes another plan that [`Sizes::hold`] says fits; what is new comes before what is old goes.
+    /// The plan fits, as large as the tables are.
+    pub(crate) fn holds(&self, plan: &Plan) -> bool {
+        self.sizes.hold(plan) && Destinations::hold(&plan.destinations, self.sizes.blocks(), self.seed)
+    }
+
+    /// Publishes another plan that [`Program::holds`]; what is new comes before what is old goes.
     pub(crate) fn publish(&mut self, plan: Plan) -> Result<(), MapError> {
         let old = std::mem::replace(&mut self.plan, plan);
         self.forget_renumbered(&old)?;
@@ -174,27 +182,22 @@ impl Program {
         }
         for (key, number) in &self.plan.prefixes {
             if old.prefixes.get(key) != Some(number) {
-                self.prefixes.insert(&Key::new(key.0, Address(key.1)), number, 0)?;
+                self.prefixes.insert(&Key::new(key.0, Address::new(key.1)), number, 0)?;
             }
         }
         for key in old.prefixes.keys().filter(|key| !self.plan.prefixes.contains_key(key)) {
-            self.prefixes.remove(&Key::new(key.0, Address(key.1)))?;
+            self.prefixes.remove(&Key::new(key.0, Address::new(key.1)))?;
         }
         // What sources' entries keep of the trie holds for one generation; the next begins when the trie is as it shall be.
         self.plan.globals.generation = old.globals.generation.checked_add(1).unwrap_or(1);
-        for (key, number) in &self.plan.destinations {
-            if old.destinations.get(key) != Some(number) {
-                self.destinations.insert(key, number, 0)?;
-            }
+        if old.destinations != self.plan.destinations {
+            self.destinations.write(&self.plan.destinations, self.seed)?;
         }
         self.publish_globals()?;
         for (word, bits) in self.plan.ports.iter().enumerate() {
             if old.ports.get(word) != Some(bits) {
                 self.ports.set(word as u32, bits, 0)?;
             }
-        }
-        for key in old.destinations.keys().filter(|key| !self.plan.destinations.contains_key(key)) {
-            self.destinations.remove(key)?;
         }
         self.restart_buckets(&old)
     }
@@ -206,14 +209,7 @@ impl Program {
             self.active[number as usize] = 0;
             self.tenant_words.set(number, 0, 0)?;
         }
-        let stale: Vec<SourceKey> = self
-            .learned
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, learned)| changed(learned.tenant))
-            .map(|(key, _)| key)
-            .collect();
-        stale.iter().try_for_each(|key| gone_is_fine(self.learned.remove(key)))
+        self.learned.forget(|known| changed(known.learned().tenant))
     }
 
     fn restart_buckets(&mut self, old: &Plan) -> Result<(), MapError> {
@@ -227,23 +223,21 @@ impl Program {
                 self.shared.set(index, 0, 0)?;
             }
         }
-        // Before the first policy there are none.
-        if old.source != new.source && old.generation != 0 {
-            self.forget_sources()?;
-        }
+        // Of sources see `Rate::owed`.
         Ok(())
     }
 
-    fn forget_sources(&mut self) -> Result<(), MapError> {
-        (0..self.sizes.lines()).try_for_each(|index| self.sources.set(index, Line::default(), 0))
-    }
-
     fn publish_globals(&mut self) -> Result<(), MapError> {
-        let mut globals = Globals { seed: self.seed, lines: self.sizes.lines(), ..self.plan.globals };
+        let mut globals = self.globals();
+        self.destinations.point(&mut globals);
         if self.knows_sources {
             globals.flags |= Globals::LEARNED;
         }
         self.globals.set(0, globals, 0)
+    }
+
+    fn globals(&self) -> Globals {
+        Globals { seed: self.seed, lines: self.sizes.lines(), ..self.plan.globals }
     }
 
     fn publish_tenant(&mut self, number: u32) -> Result<(), MapError> {
@@ -275,18 +269,14 @@ impl Program {
         &self.plan
     }
 
-    pub(crate) fn sizes(&self) -> Sizes {
-        self.sizes
-    }
-
     /// What is known of a source.
     pub(crate) fn learned(&self, key: SourceKey) -> Option<Learned> {
-        self.learned.get(&key, 0).ok()
+        self.learned.get(self.globals().line(key), key)
     }
 
     /// Makes a source known.
     pub(crate) fn learn(&mut self, key: SourceKey, learned: Learned) -> Result<(), MapError> {
-        self.learned.insert(key, learned, 0)?;
+        self.learned.put(self.globals().line(key), key, learned)?;
         if !self.knows_sources {
             self.knows_sources = true;
             self.publish_globals()?;
@@ -300,20 +290,18 @@ impl Program {
     /// # Errors
     /// What the kernel said.
     pub fn make_known(&mut self, source: IpAddr, tenant: u32, expires: u64) -> Result<(), MapError> {
-        self.learn(source_key(source), Learned { expires, tenant, pad: 0 })
+        self.learn(source_key(source), Learned { expires, tenant })
     }
 
     /// Every known source.
     pub(crate) fn all_learned(&self) -> Vec<(SourceKey, Learned)> {
-        self.learned.iter().filter_map(Result::ok).collect()
+        self.learned.all().collect()
     }
 
     /// Forgets what has expired; the number that stays.
     pub(crate) fn expire(&mut self, now: u64) -> Result<usize, MapError> {
-        let all = self.all_learned();
-        let old: Vec<SourceKey> = all.iter().filter(|(_, l)| l.expires <= now).map(|(key, _)| *key).collect();
-        old.iter().try_for_each(|key| gone_is_fine(self.learned.remove(key)))?;
-        Ok(all.len() - old.len())
+        self.learned.forget(|known| known.learned().expires <= now)?;
+        Ok(self.learned.all().count())
     }
 
     /// The kernel's id of the program.
@@ -445,12 +433,19 @@ fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) 
     ebpf.take_map(name).ok_or(GateError::NoObject)?.try_into().map_err(|e| GateError::map(name, e))
 }
 
-/// Another handle on an array: one to read by, one to write by.
-fn second<V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<Array<MapData, V>, GateError> {
-    let Some(Map::Array(data)) = ebpf.map(name) else { return Err(GateError::NoObject) };
-    let fd = data.fd().as_fd().try_clone_to_owned().map_err(|e| GateError::io(name, e))?;
-    let map = MapData::from_fd(fd).and_then(|data| Array::try_from(Map::Array(data)));
-    map.map_err(|e| GateError::map(name, e))
+/// Seeds tried for one layout of the destinations; hardly ever is a second needed.
+const SEEDS: usize = 64;
+
+/// A seed that has a place for every destination.
+fn seed_for(plan: &Plan, sizes: &Sizes) -> Result<u64, GateError> {
+    for _ in 0..SEEDS {
+        let seed = seed()?;
+        if Destinations::hold(&plan.destinations, sizes.blocks(), seed) {
+            return Ok(seed);
+        }
+    }
+    let error = std::io::Error::other("they find no places in their table");
+    Err(GateError::Io { what: "laying out the protected addresses", error })
 }
 
 /// See [`Globals::seed`].
@@ -459,13 +454,4 @@ fn seed() -> Result<u64, GateError> {
     aws_lc_rs::rand::fill(&mut bytes)
         .map_err(|_| GateError::io("drawing a seed", std::io::Error::other("no randomness")))?;
     Ok(u64::from_ne_bytes(bytes) | 1)
-}
-
-/// Removing what an LRU has dropped already.
-fn gone_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
-    match result {
-        Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        other => other,
-    }
 }

@@ -13,6 +13,7 @@ mod config;
 mod counters;
 mod error;
 mod gate;
+mod lines;
 mod local;
 mod maps;
 mod netlink;

@@ -99,7 +99,7 @@ pub(crate) struct Plan {
 }
 
 /// Mapped IPv4 addresses among all addresses.
-const FOUR: (u32, [u8; 16]) = (96, Address::v4([0; 4]).0);
+const FOUR: (u32, [u8; 16]) = (96, Address::v4([0; 4]).bytes());
 
 impl Plan {
     /// `local` are this host's addresses, asked for only where the policy listens on an unspecified one.
@@ -112,7 +112,8 @@ impl Plan {
         let destinations = destinations(policy, local)?;
         let mut ports = vec![0; PORT_WORDS as usize];
         for destination in destinations.keys() {
-            ports[(destination.port / PORTS_PER_WORD) as usize] |= 1 << (destination.port % PORTS_PER_WORD);
+            let port = u32::from(destination.port);
+            ports[(port / PORTS_PER_WORD) as usize] |= 1 << (port % PORTS_PER_WORD);
         }
         let limits = &policy.limits;
         let mut flags = 0;
@@ -181,8 +182,9 @@ fn prefixes(policy: &Policy) -> Result<BTreeMap<(u32, [u8; 16]), u32>, PolicyErr
     let mut around_four = false;
     for (prefix, number, name) in owned.chain(balancers) {
         let (length, address) = mapped_range(&prefix);
-        around_four |= prefix.address().is_ipv6() && length < FOUR.0 && spans_mapped(length, &address.0);
-        let before = found.insert((length, address.0), (number, name));
+        around_four |=
+            prefix.address().is_ipv6() && length < FOUR.0 && spans_mapped(length, &address.bytes());
+        let before = found.insert((length, address.bytes()), (number, name));
         if let Some((other, first)) = before
             && other != number
         {

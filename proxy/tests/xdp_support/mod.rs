@@ -70,8 +70,8 @@ pub fn memory_of(policy: &Policy, sources: usize) -> Memory {
         ..Globals::default()
     });
     let octets = |ip: std::net::IpAddr| match ip {
-        std::net::IpAddr::V4(v4) => Address(v4.to_ipv6_mapped().octets()),
-        std::net::IpAddr::V6(v6) => Address(v6.octets()),
+        std::net::IpAddr::V4(v4) => Address::new(v4.to_ipv6_mapped().octets()),
+        std::net::IpAddr::V6(v6) => Address::new(v6.octets()),
     };
     for listen in &policy.listen {
         memory.destinations.insert(Destination::new(octets(listen.ip()), listen.port()), 0);
