@@ -1,59 +1,18 @@
 //! `mksgate doctor` on hosts that are broken on purpose, one check at a time, and repaired as it says: its line changes, and its
-//! exit code is that of its worst line. Units, capabilities and what only a booted host has: `package`; the clock: `clock`.
+//! exit code is that of its worst line. Kernel and pipes: `doctor_kernel`; the XDP gate: `xdp_doctor`; units, capabilities and
+//! what only a booted host has: `package`; the clock: `clock`.
 
+mod doctor_rig;
 mod support;
 
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use doctor_rig::{asks, report, shell, verdicts};
 use mksgate_bench::sim::{Esxi, EsxiConfig, Screen, Ticket, Vm};
-use serde_json::Value;
 use support::{HOST_TICKET, Setup, VM, client, mksgate};
-
-/// The report of doctor, started by `command`.
-fn report(mut command: Command, config: &Path, more: &[&str]) -> Vec<Value> {
-    let output = command.args(["doctor", "--json", "--config"]).arg(config).args(more).output().unwrap();
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let checks = report["checks"].as_array().unwrap().clone();
-    let has = |verdict: &str| checks.iter().any(|check| check["verdict"] == verdict);
-    let worst = if has("fail") {
-        ("fail", 2)
-    } else if has("warn") {
-        ("warn", 1)
-    } else {
-        ("ok", 0)
-    };
-    assert_eq!((report["verdict"].as_str().unwrap(), output.status.code().unwrap()), worst, "{report}");
-    for check in &checks {
-        assert_eq!(
-            check["verdict"] != "ok",
-            check["remedy"].is_string(),
-            "a remedy where one is needed: {check}"
-        );
-    }
-    checks
-}
-
-/// The verdicts of one check, where `about` is part of what was found.
-fn verdicts(checks: &[Value], check: &str, about: &str) -> Vec<String> {
-    let of = checks.iter().filter(|line| line["check"] == check);
-    let about = of.filter(|line| line["found"].as_str().unwrap().contains(about));
-    about.map(|line| line["verdict"].as_str().unwrap().to_owned()).collect()
-}
-
-fn asks(config: &Path, more: &[&str], check: &str, about: &str) -> Vec<String> {
-    verdicts(&report(mksgate(), config, more), check, about)
-}
-
-/// `sh -c SCRIPT` in whose script `"$0"` is the binary.
-fn shell(script: &str) -> Command {
-    let mut command = Command::new("sh");
-    command.args(["-c", script, env!("CARGO_BIN_EXE_mksgate")]);
-    command
-}
 
 fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
@@ -98,6 +57,9 @@ fn a_door_that_somebody_else_holds_is_named_with_its_holder() {
     let path = config.write();
     let holder = format!("(pid {})", std::process::id());
     assert_eq!(asks(&path, &[], "doors", &holder), ["fail"]);
+    let refused = mksgate().args(["serve", "--config"]).arg(&path).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains(&door) && said.contains(&holder), "{said}");
     drop(thief);
     assert!(asks(&path, &[], "doors", &holder).is_empty(), "it is free");
     let gate = Setup::new().start();

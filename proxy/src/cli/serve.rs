@@ -1,6 +1,8 @@
 //! `mksgate serve`: builds the appliance in the order of a connection, then runs the control thread until it is told to go.
 
 use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -16,6 +18,7 @@ use crate::backend::vcenter::Vcenters;
 use crate::config::Config;
 use crate::control::{self, Control, Doors};
 use crate::desk::Desk;
+use crate::doctor::holder;
 use crate::flow::{EngineStats, Engines, Way};
 use crate::front::{self, Listener};
 use crate::gate::{Gate, Ports};
@@ -138,7 +141,7 @@ fn tell_of_the_build(config: &Config) {
 
 /// The XDP gate before the first packet is wanted. What it sheds is told in the log and the audit trail, in samples.
 fn start_xdp(config: &Config, listeners: &[Listener], audit: &Arc<Audit>) -> Result<Arc<Shed>, Failure> {
-    let listen = listeners.iter().map(|l| l.socket.local_addr()).collect::<std::io::Result<Vec<_>>>()?;
+    let listen = listeners.iter().map(|l| l.socket.local_addr()).collect::<io::Result<Vec<_>>>()?;
     let audit = audit.clone();
     let shed = xdp::start(config.xdp.clone(), xdp::policy(config, &listen), move |dropped| {
         tracing::info!(source = %dropped.source, destination = %dropped.destination, tenant = dropped.tenant, reason = dropped.verdict, "XDP gate shed a connection (sampled)");
@@ -200,9 +203,25 @@ fn bind(config: &Config, inheritance: Option<&mut Inheritance>) -> Result<Vec<Li
             continue;
         }
         let bound = front::bind(address, door, config.listen.backlog);
-        listeners.push(bound.map_err(|error| format!("{address} cannot be listened on ({error}); `ss -tlnp` shows who holds the port, and a port below 1024 has to stand in mksgate.socket or wants CAP_NET_BIND_SERVICE"))?);
+        listeners.push(bound.map_err(|error| cannot_listen(address, &error))?);
     }
     Ok(listeners)
+}
+
+fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
+    let remedy = match (error.kind(), holder(address)) {
+        (io::ErrorKind::AddrInUse, Some(by)) => {
+            return format!(
+                "{address} is held by {by}; stop it, or give the door another address in [listen] and mksgate.socket"
+            );
+        }
+        (io::ErrorKind::AddrInUse, None) => "`ss -tlnp` as root shows who holds the port",
+        (io::ErrorKind::PermissionDenied, _) => {
+            "a port below 1024 has to stand in mksgate.socket or wants CAP_NET_BIND_SERVICE"
+        }
+        _ => "`ip address` shows the addresses of this host",
+    };
+    format!("{address} cannot be listened on ({error}); {remedy}")
 }
 
 fn front_threads(config: &Config) -> usize {

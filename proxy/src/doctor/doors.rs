@@ -31,6 +31,21 @@ struct Scene {
     running: bool,
 }
 
+/// Who listens where `wanted` wants to: `nginx (pid 812)`; nothing where that is nobody, or cannot be seen by this user.
+pub(super) fn holder(wanted: SocketAddr) -> Option<String> {
+    let scene = probe(false);
+    let (_, holders) = scene.listening.into_iter().find(|(socket, _)| {
+        // Who has every address stands in the way of one, and the other way round.
+        covers(socket.address, wanted) || covers(wanted, socket.address)
+    })?;
+    (!holders.is_empty()).then(|| names(&holders))
+}
+
+fn names(holders: &Holders) -> String {
+    let names: Vec<String> = holders.iter().map(|(pid, name)| format!("{name} (pid {pid})")).collect();
+    names.join(", ")
+}
+
 pub(super) fn examine(config: &Config, running: bool) -> Vec<Finding> {
     let scene = probe(running);
     let tls = config.listen.tls.iter().map(|address| ("tls", *address));
@@ -124,7 +139,6 @@ fn judge(door: &str, wanted: SocketAddr, scene: &Scene) -> Finding {
     };
     let ours = holders.iter().any(|(_, name)| name == "mksgate");
     let by_systemd = scene.socket_unit.iter().any(|unit| covers(*unit, wanted));
-    let names: Vec<String> = holders.iter().map(|(pid, name)| format!("{name} (pid {pid})")).collect();
     if ours || (holders.is_empty() && scene.uid == Some(socket.uid)) {
         Finding::ok(CHECK, format!("{wanted} ({door}): mksgate listens"))
     } else if by_systemd && scene.running {
@@ -144,7 +158,7 @@ fn judge(door: &str, wanted: SocketAddr, scene: &Scene) -> Finding {
     } else {
         Finding::fail(
             CHECK,
-            format!("{wanted} ({door}): held by {}", names.join(", ")),
+            format!("{wanted} ({door}): held by {}", names(holders)),
             "stop it, or give the door another address in [listen] and mksgate.socket",
         )
     }

@@ -17,6 +17,7 @@ mod service;
 pub mod user;
 mod xdp;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -96,6 +97,11 @@ pub struct Options {
     pub hosts: Vec<String>,
     /// The address that clients use, `host:port`.
     pub public: Option<String>,
+}
+
+/// Who listens on the address: the programs with their numbers; `None` where nobody does, or this user may not see who.
+pub fn holder(address: SocketAddr) -> Option<String> {
+    doors::holder(address)
 }
 
 /// Everything; the order is that of an installation.
