@@ -1,16 +1,17 @@
-//! The wall clock jumps while the appliance runs: consoles and deadlines do not notice, tickets are judged by the new time.
+//! The wall clock jumps while the appliance runs: consoles and deadlines and rate limits do not notice, tickets are judged by the new time.
 
 mod support;
 
 use std::env;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use mksgate_bench::sim::{Esxi, EsxiConfig, Screen, Ticket, Vm};
-use support::{Appliance, HOST_TICKET, Setup, VM, client, mksgate};
+use support::{Appliance, HOST_TICKET, PATIENCE, Setup, VM, client, mksgate};
 
 const HOUR: i64 = 3600;
 
@@ -32,6 +33,7 @@ fn library() -> Option<PathBuf> {
 fn with_clock(mut command: Command, library: &Path, file: &Path) -> Command {
     command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", file).env("FAKETIME_NO_CACHE", "1");
     command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+
     command
 }
 
@@ -55,6 +57,22 @@ fn ticket(gate: &Appliance, host: &Esxi, ahead: i64) -> String {
 
 fn open(gate: &Appliance, ticket: &str) -> Result<TcpStream, String> {
     client::open(client::authd(gate.authd), ticket, VM)
+}
+
+/// Waits for what the test cannot be woken by: a bucket's next token.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < 3 * PATIENCE, "never: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The same by somebody who may be turned away before the first word.
+fn try_open(gate: &Appliance, ticket: &str) -> io::Result<TcpStream> {
+    let mut tcp = client::connect(gate.authd);
+    client::plain_line(&mut tcp)?;
+    client::open(client::Tls::start(tcp)?, ticket, VM).map_err(io::Error::other)
 }
 
 fn ping(stream: &mut TcpStream) {
@@ -99,6 +117,46 @@ fn a_clock_that_jumps_ends_no_console_and_judges_the_tickets_that_come() {
     let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
     assert_eq!(list["sessions"].as_array().unwrap().len(), consoles.len(), "{list}");
     assert!(gate.audit().iter().all(|record| record["event"] != "close"), "no deadline came early");
+}
+
+/// A bucket of 20 that gets one a second is emptied, the clock jumps, and it is emptied again. What it gives is no more than
+/// by the time that passed, which is measured by a clock that does not jump; and a jump back does not shut it.
+fn a_bucket_does_not_notice(limit: &str, tenants: &str, reason: &str) {
+    const BURST: u64 = 20;
+    let Some(library) = library() else { return };
+    let setup = Setup::new().with(limit).tenants(tenants);
+    let clock = setup.dir.path().join("clock");
+    jump(&clock, 0);
+    let gate = setup.start_by(with_clock(mksgate(), &library, &clock));
+    let config = EsxiConfig::default().vm(Vm::plain(VM, Screen::echo()));
+    let host = Esxi::start(config.ticket(Ticket::new(HOST_TICKET, VM))).unwrap();
+    let (start, mut opened) = (Instant::now(), 0);
+    for ahead in [0, 3 * HOUR, HOUR, 2 * HOUR, 3 * HOUR] {
+        jump(&clock, ahead);
+        // Shut for two hours by a jump back, it would give nothing before the test is given up.
+        until("one more console", || try_open(&gate, &ticket(&gate, &host, ahead)).is_ok());
+        opened += 1;
+        while try_open(&gate, &ticket(&gate, &host, ahead)).is_ok() {
+            opened += 1;
+        }
+        let most = BURST + start.elapsed().as_secs() + 1;
+        assert!(opened <= most, "{opened} consoles by {ahead:+} s, of {most} at the most");
+    }
+    assert!(opened >= BURST, "{opened}");
+    let refused = gate.metric("mksgate_refusals_total", &[&format!("reason=\"{reason}\"")]);
+    assert!(refused >= 5.0, "{refused} times by the bucket");
+}
+
+#[test]
+fn a_clock_that_jumps_fills_no_bucket_of_a_source_and_shuts_none() {
+    let tenants = "[tenants.acme]\nmax_sessions = 1000\ntargets = [\"127.0.0.0/8\"]\n";
+    a_bucket_does_not_notice("[limits]\nsource_rate = 1\nsource_burst = 20", tenants, "source_rate");
+}
+
+#[test]
+fn a_clock_that_jumps_fills_no_bucket_of_a_tenant_and_shuts_none() {
+    let tenants = "[tenants.acme]\nmax_sessions = 1000\ntargets = [\"127.0.0.0/8\"]\nsessions_per_second = 1\nburst = 20\n";
+    a_bucket_does_not_notice("[limits]\nsource_rate = 10000\nsource_burst = 10000", tenants, "tenant_rate");
 }
 
 #[test]
