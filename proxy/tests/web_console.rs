@@ -263,6 +263,136 @@ fn everything_works_with_the_keyboard_alone() {
     browser.wait(OPEN);
 }
 
+/// Width and height of the canvas as it is drawn, of the window's place for it, and as the machine sent it.
+const SIZES: &str = "(() => { const c = document.querySelector('#screen canvas'), s = document.querySelector('#screen'); \
+     const r = c.getBoundingClientRect(), p = s.getBoundingClientRect(); \
+     return [r.width, r.height, p.width, p.height, c.width, c.height].map(Math.round); })()";
+
+fn sizes(browser: &mut Browser) -> Vec<u64> {
+    browser.eval(SIZES).as_array().unwrap().iter().map(|size| size.as_u64().unwrap()).collect()
+}
+
+/// From the machine's screen to a button of the bar, by keys.
+fn to_button(browser: &mut Browser, id: &str, tabs: usize) {
+    browser.press("Control+Alt+Shift+B");
+    browser.until("document.activeElement.id == 'cad'");
+    for _ in 0..tabs {
+        browser.press("Tab");
+    }
+    browser.until(&format!("document.activeElement.id == '{id}'"));
+}
+
+#[test]
+fn the_whole_screen_is_used_and_given_back_by_mouse_and_by_keys() {
+    let Some(mut browser) = Browser::start() else { return };
+    let (gate, desktop) = (Setup::new().start(), Desktop::still());
+    let host = host(Screen::Desktop(desktop.clone()));
+    browser.open(&link(&gate, &gate.ticket(&host)));
+    browser.wait(OPEN);
+    let full = "document.fullscreenElement === document.documentElement";
+    let keys = "document.activeElement.tagName == 'CANVAS'";
+    browser.click("#fullscreen");
+    browser.until(full);
+    browser.wait("#fullscreen[aria-pressed=true]");
+    browser.until(keys);
+    browser.press("f");
+    until("keys reach the machine on the whole screen", || desktop.keys().ends_with(&[0x66]));
+    browser.click("#fullscreen");
+    browser.until("!document.fullscreenElement");
+    browser.wait("#fullscreen[aria-pressed=false]");
+    for (now, pressed) in [(full, "true"), ("!document.fullscreenElement", "false")] {
+        to_button(&mut browser, "fullscreen", 3);
+        browser.press("Enter");
+        browser.until(now);
+        browser.wait(&format!("#fullscreen[aria-pressed={pressed}]"));
+        browser.until(keys);
+    }
+    browser.press("w");
+    until("keys reach the machine in the window", || desktop.keys().ends_with(&[0x77]));
+    assert!(!desktop.keys().contains(&0xff0d), "the button's Enter is not the machine's");
+    assert_eq!(browser.log()["errors"], serde_json::json!([]));
+}
+
+#[test]
+fn the_screen_fits_the_window_or_has_its_own_size() {
+    let Some(mut browser) = Browser::start() else { return };
+    let (gate, desktop) = (Setup::new().start(), Desktop::still());
+    let host = host(Screen::Desktop(desktop.clone()));
+    browser.viewport(500, 400);
+    browser.open(&link(&gate, &gate.ticket(&host)));
+    browser.wait(OPEN);
+    let fits = format!(
+        "(([w, h, pw, ph, cw, ch]) => (w === pw || h === ph) && w <= pw && h <= ph && w < cw && Math.abs(w / h - cw / ch) < 0.02)({SIZES})"
+    );
+    let grown = format!("(([w, h, pw, ph]) => (w === pw || h === ph) && w <= pw && h <= ph)({SIZES})");
+    browser.until(&fits);
+    let [w, h, .., own_w, own_h] = sizes(&mut browser)[..] else { panic!("six sizes") };
+    // The pointer goes where it is seen: scaled back to the machine's own pixels.
+    browser.click_at("#screen canvas", (w / 2) as u32, (h / 2) as u32);
+    until("the pointer in the middle", || {
+        desktop.pointer().is_some_and(|(x, y, _)| {
+            u64::from(x).abs_diff(own_w / 2) <= 3 && u64::from(y).abs_diff(own_h / 2) <= 3
+        })
+    });
+    browser.click("#scale");
+    browser.wait("#scale[aria-pressed=false]");
+    // One of the machine's pixels is one of the window's, and what has no room is reached by scrolling.
+    browser.until(&format!("(([w, h, pw, ph, cw, ch]) => w === cw && h === ch && w > pw)({SIZES})"));
+    assert_eq!(sizes(&mut browser)[4..], [own_w, own_h]);
+    for (x, y) in [(40, 50), (own_w - 9, own_h - 9), (40, own_h - 9)] {
+        browser.click_at("#screen canvas", x as u32, y as u32);
+        until("the pointer pixel for pixel", || {
+            desktop
+                .pointer()
+                .is_some_and(|at| u64::from(at.0).abs_diff(x) <= 1 && u64::from(at.1).abs_diff(y) <= 1)
+        });
+    }
+    browser.click("#scale");
+    browser.wait("#scale[aria-pressed=true]");
+    browser.until(&fits);
+    // A window that changes its size takes the screen with it.
+    browser.viewport(1400, 1100);
+    browser.until(&grown);
+}
+
+#[test]
+fn text_goes_to_and_from_the_machine_and_keys_of_other_keyboards_are_what_they_say() {
+    let Some(mut browser) = Browser::start() else { return };
+    let (gate, desktop) = (Setup::new().start(), Desktop::still());
+    let host = host(Screen::Desktop(desktop.clone()));
+    browser.open(&link(&gate, &gate.ticket(&host)));
+    browser.wait(OPEN);
+    desktop.copy(b"copied there: \xe9\xfc");
+    browser.until("document.querySelector('#clipboard-text').value === 'copied there: éü'");
+    browser.click("#clipboard");
+    browser.wait("#clipboard-dialog[open]");
+    browser.eval("document.querySelector('#clipboard-text').value = 'a\\nß€'; null");
+    browser.click("#clipboard-send");
+    browser.wait_gone("#clipboard-dialog");
+    // A server that does not know the extended clipboard gets Latin-1, in which there is no euro.
+    until("the text", || desktop.clipboard().starts_with(b"a\n\xdf"));
+
+    browser.click("#clipboard");
+    browser.wait("#clipboard-dialog[open]");
+    browser.eval("document.querySelector('#clipboard-text').value = 'Q\\nß€'; null");
+    browser.click("#clipboard-type");
+    browser.wait_gone("#clipboard-dialog");
+    until("the text as keys", || desktop.keys().ends_with(&[0x51, 0xff0d, 0xdf, 0x0100_20ac]));
+
+    browser.until("document.activeElement.tagName == 'CANVAS'");
+    for (character, code, keysym) in [
+        ("ä", "Quote", 0xe4),
+        ("z", "KeyY", 0x7a),
+        ("é", "Digit2", 0xe9),
+        ("€", "KeyE", 0x20ac),
+        ("я", "KeyZ", 0x06d1),
+    ] {
+        browser.key(character, code);
+        until(character, || desktop.keys().last() == Some(&keysym));
+    }
+    assert_eq!(browser.log()["errors"], serde_json::json!([]));
+}
+
 #[test]
 fn the_console_comes_back_by_itself_when_the_proxy_does() {
     let Some(mut browser) = Browser::start() else { return };

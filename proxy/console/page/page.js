@@ -151,11 +151,8 @@ $("again").addEventListener("click", () => (timer && $("state").dataset.state ==
 $("cad").addEventListener("click", () => { rfb?.sendCtrlAltDel(); rfb?.focus(); });
 $("scale").addEventListener("click", () => {
   const on = toggle("scale");
-  if (rfb) {
-    rfb.scaleViewport = on;
-    rfb.clipViewport = !on;
-    rfb.dragViewport = false;
-  }
+  // Unscaled, noVNC has scroll bars where the window is too small.
+  if (rfb) rfb.scaleViewport = on;
 });
 $("clipboard").addEventListener("click", () => $("clipboard-dialog").showModal());
 $("clipboard-send").addEventListener("click", () => {

@@ -141,6 +141,12 @@ impl Browser {
         self.tell(&json!({"do": "press", "key": key}));
     }
 
+    /// A key of any keyboard: its character, and the name of the place where the American one has another
+    /// (`KeyboardEvent.code`).
+    pub fn key(&mut self, character: &str, code: &str) {
+        self.tell(&json!({"do": "key", "key": character, "code": code}));
+    }
+
     pub fn type_text(&mut self, text: &str) {
         self.tell(&json!({"do": "type", "text": text}));
     }

@@ -46,6 +46,11 @@ const commands = {
   move: async ({ x, y }) => { await page.mouse.move(x, y); },
   /** A key with its modifiers, as people press it: `Control+Alt+Shift+B`. */
   press: async ({ key }) => { await page.keyboard.press(key); },
+  /** A key by what is printed on it and where it sits: those of keyboards other than the American one. */
+  key: async ({ key, code }) => {
+    await devtools.send("Input.dispatchKeyEvent", { type: "keyDown", key, code, text: key });
+    await devtools.send("Input.dispatchKeyEvent", { type: "keyUp", key, code });
+  },
   type: async ({ text }) => { await page.keyboard.type(text); },
   screenshot: async ({ path }) => { await page.screenshot({ path }); },
   viewport: async ({ width, height }) => { await page.setViewportSize({ width, height }); },

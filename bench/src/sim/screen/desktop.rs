@@ -34,6 +34,8 @@ struct State {
     keys: Vec<u32>,
     pointer: Option<(u16, u16, u8)>,
     clipboard: Vec<u8>,
+    /// What was copied on the machine, and how often something was.
+    copied: (u64, Vec<u8>),
 }
 
 impl Desktop {
@@ -45,8 +47,14 @@ impl Desktop {
     /// One whose clock stands: two viewers see exactly the same pixels.
     pub fn still() -> Self {
         let name = "mksgate simulator".to_owned();
-        let state =
-            State { name, typed: String::new(), keys: Vec::new(), pointer: None, clipboard: Vec::new() };
+        let state = State {
+            name,
+            typed: String::new(),
+            keys: Vec::new(),
+            pointer: None,
+            clipboard: Vec::new(),
+            copied: (0, Vec::new()),
+        };
         Self { state: Arc::new(Mutex::new(state)), started: None }
     }
 
@@ -70,6 +78,12 @@ impl Desktop {
     /// What was pasted last.
     pub fn clipboard(&self) -> Vec<u8> {
         self.state().clipboard.clone()
+    }
+
+    /// Copies a text (Latin-1) on the machine: every viewer is told.
+    pub fn copy(&self, text: &[u8]) {
+        let copied = &mut self.state().copied;
+        *copied = (copied.0 + 1, text.to_vec());
     }
 
     /// Colour (`0x00RRGGBB`) of the square from (8, 8) to (23, 23) after this key was pressed.
@@ -122,6 +136,9 @@ impl Desktop {
                 },
                 _ = clock.tick(), if viewer.asked.is_some() => {}
             }
+            if let Some(text) = viewer.cut_text() {
+                stream.send(&text).await?;
+            }
             if let Some(update) = viewer.update() {
                 stream.send(&update).await?;
             }
@@ -162,11 +179,28 @@ struct Viewer {
     format: PixelFormat,
     seen: Option<Picture>,
     asked: Option<(bool, Rect)>,
+    /// Copies it was told of.
+    copies: u64,
 }
 
 impl Viewer {
     fn new(desktop: Desktop) -> Self {
-        Self { desktop, format: PixelFormat::RGB32, seen: None, asked: None }
+        let copies = desktop.state().copied.0;
+        Self { desktop, format: PixelFormat::RGB32, seen: None, asked: None, copies }
+    }
+
+    /// ServerCutText (RFC 6143, 7.6.4), if something was copied since.
+    fn cut_text(&mut self) -> Option<Vec<u8>> {
+        let state = self.desktop.state();
+        let (copies, text) = &state.copied;
+        if *copies == self.copies {
+            return None;
+        }
+        self.copies = *copies;
+        let mut message = vec![3, 0, 0, 0];
+        message.extend((text.len() as u32).to_be_bytes());
+        message.extend(text);
+        Some(message)
     }
 
     /// Takes every whole message out of `inbox`.
