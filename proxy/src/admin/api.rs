@@ -8,7 +8,7 @@ use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{Method, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 use axum::{Extension, Router};
@@ -81,17 +81,14 @@ type Route = (&'static str, &'static str, MethodRouter<Admin>);
 
 /// The router of the Unix socket.
 pub(super) fn router(admin: Admin, longest: Duration) -> Router {
-    build(Routes::public().into_iter().chain(Routes::private()), admin, longest)
+    build(Routes::public().into_iter().chain(Routes::private()), Router::new(), admin, longest)
 }
 
 /// The router of the loopback port: the public routes, and a page for people that draws them.
 pub(super) fn loopback_router(admin: Admin, longest: Duration) -> Router {
-    let page = [
-        ("GET", "/", get(page::index)),
-        ("GET", "/status.js", get(page::script)),
-        ("GET", "/status.css", get(page::style)),
-    ];
-    build(Routes::public().into_iter().chain(page), admin, longest).layer(Extension(None::<Peer>))
+    build(Routes::public(), page::router(), admin, longest)
+        .layer(Extension(None::<Peer>))
+        .layer(from_fn(page::named_as_loopback))
 }
 
 /// What somebody without permission gets, whatever he asks for.
@@ -105,10 +102,15 @@ pub(super) fn forbidden_router(peer: Peer) -> Router {
     })
 }
 
-fn build(routes: impl IntoIterator<Item = Route>, admin: Admin, longest: Duration) -> Router {
+fn build(
+    routes: impl IntoIterator<Item = Route>,
+    more: Router<Admin>,
+    admin: Admin,
+    longest: Duration,
+) -> Router {
     routes
         .into_iter()
-        .fold(Router::new(), |router, (_, path, handler)| router.route(path, handler))
+        .fold(more, |router, (_, path, handler)| router.route(path, handler))
         .fallback(|uri: Uri| async move {
             ApiError::new(StatusCode::NOT_FOUND, format!("there is no {}", uri.path()), SEE_OPENAPI)
         })

@@ -9,6 +9,7 @@ pub mod client;
 mod error;
 mod page;
 mod peer;
+mod relay;
 mod server;
 mod types;
 
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 pub use api::{OPENAPI, Routes};
 pub use error::Failure;
+pub use relay::{Relay, RelayError};
 pub use server::{AdminConfig, AdminError, Server};
 pub use types::{
     BackendList, BackendView, Closed, Drained, HistView, Reloaded, RevokeRequest, ServiceState,

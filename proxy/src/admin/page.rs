@@ -1,20 +1,60 @@
-//! The status page of the loopback port: three files that were built in, and nothing from anybody else.
+//! The status page, on the loopback port or before the admin socket: three files that were built in, and nothing from anybody
+//! else.
 
-use axum::http::header;
+use std::net::IpAddr;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use super::error::ApiError;
 
 /// Scripts, styles and data of our own, and nothing else: no inline script, no frame around it, no other host.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-pub(super) async fn index() -> Response {
+/// The page's files.
+pub(super) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
+    Router::new().route("/", get(index)).route("/status.js", get(script)).route("/status.css", get(style))
+}
+
+/// Lets those in who call this host by its loopback names. A page of somebody else's whose name was made to lead to 127.0.0.1
+/// (DNS rebinding) is of one origin with what it reads here, but comes with its own name.
+pub(super) async fn named_as_loopback(request: Request, next: Next) -> Response {
+    // A browser always sends it; without it there is a program that means what it does.
+    let name = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
+    match name {
+        Some(host) if !is_loopback(host) => ApiError::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "this port does not answer to that name (Host)",
+            "ask for 127.0.0.1, [::1] or localhost",
+        )
+        .into_response(),
+        _ => next.run(request).await,
+    }
+}
+
+/// `localhost` or an address of loopback, with any port: who comes through `ssh -L` has another one.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.is_empty() => name,
+        _ => host,
+    };
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost") || bare.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+async fn index() -> Response {
     file("text/html; charset=utf-8", include_str!("status/index.html"))
 }
 
-pub(super) async fn script() -> Response {
+async fn script() -> Response {
     file("text/javascript; charset=utf-8", include_str!("status/status.js"))
 }
 
-pub(super) async fn style() -> Response {
+async fn style() -> Response {
     file("text/css; charset=utf-8", include_str!("status/status.css"))
 }
 
@@ -27,4 +67,34 @@ fn file(kind: &'static str, text: &'static str) -> Response {
         (header::CACHE_CONTROL, "no-store"),
     ];
     (headers, text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_loopback_are_told_from_others() {
+        for ours in
+            ["localhost", "LocalHost:80", "127.0.0.1", "127.0.0.1:9465", "127.9.9.9:1", "[::1]", "[::1]:9465"]
+        {
+            assert!(is_loopback(ours), "{ours}");
+        }
+        for other in [
+            "",
+            ":80",
+            "x",
+            "evil.example",
+            "evil.example:9465",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example:80",
+            "10.0.0.1:80",
+            "0.0.0.0:80",
+            "[fe80::1]:80",
+            "127.0.0.1:80@evil.example",
+            "evil.example:127.0.0.1",
+        ] {
+            assert!(!is_loopback(other), "{other}");
+        }
+    }
 }

@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use super::Admin;
 use super::api::{forbidden_router, loopback_router, router};
 use super::peer::{Peer, is_allowed};
+use crate::doctor::holder;
 use crate::upgrade::means;
 
 /// Connections at once on each listener; more wait in the kernel's queue.
@@ -91,7 +92,7 @@ pub enum AdminError {
         source: io::Error,
     },
     /// The loopback port could not be had.
-    #[error("admin.metrics {addr}: {source}; choose a free port")]
+    #[error("admin.metrics {addr}: {source}{}; choose a free port", held(*.addr))]
     Port {
         /// The address.
         addr: SocketAddr,
@@ -103,6 +104,11 @@ pub enum AdminError {
         "admin.metrics {0}: is not a loopback address; use 127.0.0.1 or [::1] and a scraper on this host"
     )]
     NotLoopback(SocketAddr),
+}
+
+/// Who has the port, where that can be seen.
+pub(super) fn held(addr: SocketAddr) -> String {
+    holder(addr).map(|by| format!(", held by {by}")).unwrap_or_default()
 }
 
 /// The listening admin API. Dropping it, or the future of [`Server::run`], stops it and removes the socket.
@@ -118,9 +124,9 @@ pub struct Server {
 }
 
 #[derive(Clone, Copy)]
-struct Limits {
-    head: Duration,
-    request: Duration,
+pub(super) struct Limits {
+    pub(super) head: Duration,
+    pub(super) request: Duration,
 }
 
 impl Server {
@@ -233,7 +239,7 @@ impl Server {
 }
 
 /// Accepts once there is room for one more connection.
-async fn in_slot<T>(
+pub(super) async fn in_slot<T>(
     slots: &Arc<Semaphore>,
     accept: impl Future<Output = T>,
 ) -> (Option<OwnedSemaphorePermit>, T) {
@@ -249,12 +255,12 @@ async fn accept(listener: Option<&TcpListener>) -> io::Result<tokio::net::TcpStr
     }
 }
 
-async fn holding(slot: Option<OwnedSemaphorePermit>, connection: impl Future<Output = ()>) {
+pub(super) async fn holding(slot: Option<OwnedSemaphorePermit>, connection: impl Future<Output = ()>) {
     connection.await;
     drop(slot);
 }
 
-async fn pause(error: &io::Error) {
+pub(super) async fn pause(error: &io::Error) {
     tracing::warn!(%error, "the admin API could not accept a connection; are the file descriptors used up?");
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
@@ -271,7 +277,7 @@ async fn serve_peer(stream: UnixStream, router: Router, uids: Arc<[u32]>, gids: 
     serve(stream, router, limits).await;
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router, limits: Limits) {
+pub(super) async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router, limits: Limits) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)

@@ -70,7 +70,7 @@ enum Command {
     Hist(hist::HistCommand),
     /// Watch consoles, tenants and latencies on the terminal
     Top(top::TopCommand),
-    /// What runs, and in which state
+    /// What runs, and in which state; as a page for a browser with --listen
     Status(service::StatusCommand),
     /// Read the configuration again
     Reload(service::ReloadCommand),

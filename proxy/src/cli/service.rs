@@ -1,12 +1,14 @@
-//! `mksgate status`, `reload` and `drain`: the running service as a whole.
+//! `mksgate status` (with `--listen`: a page of it), `reload` and `drain`: the running service as a whole.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 
 use clap::Args;
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::{Outcome, Report, SocketArg, age, print, printable, to_json};
-use crate::admin::{Drained, Reloaded, ServiceState, StatusView, Upgraded};
+use crate::admin::{Drained, Relay, Reloaded, ServiceState, StatusView, Upgraded};
 
 /// `mksgate status`
 #[derive(Args, Debug)]
@@ -16,6 +18,9 @@ pub struct StatusCommand {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Serve a page for a browser that draws what the appliance counts, until Ctrl-C; on loopback only: it asks for no password
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "json")]
+    listen: Option<SocketAddr>,
 }
 
 /// `mksgate reload`
@@ -50,12 +55,30 @@ impl StatusCommand {
     /// Runs it.
     ///
     /// # Errors
-    /// The appliance does not answer or refuses.
+    /// The appliance does not answer or refuses, or the page's address cannot be listened on.
     pub fn run(&self) -> Outcome {
-        print(&self.report()?)
+        match self.listen {
+            Some(address) => self.page(address),
+            None => print(&self.report()?),
+        }
     }
 
-    /// What [`StatusCommand::run`] prints.
+    /// Serves the status page. An appliance that does not answer is told on the page, which goes on when it does.
+    fn page(&self, address: SocketAddr) -> Outcome {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let mut terminated = signal(SignalKind::terminate())?;
+            let relay = Relay::bind(address, self.socket.client()).await?;
+            print(&format!("http://{}/\n", relay.addr()?))?;
+            tokio::select! {
+                () = relay.run() => Ok(()),
+                interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
+                _ = terminated.recv() => Ok(()),
+            }
+        })
+    }
+
+    /// What [`StatusCommand::run`] prints without `--listen`.
     ///
     /// # Errors
     /// As there.

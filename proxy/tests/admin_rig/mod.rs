@@ -153,7 +153,7 @@ impl Running {
 
     pub fn over_tcp(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.loopback).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer

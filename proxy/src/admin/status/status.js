@@ -235,7 +235,10 @@ async function look() {
   try {
     const patience = { signal: AbortSignal.timeout(5000), cache: "no-store" };
     const [metrics, ready] = await Promise.all([fetch("metrics", patience), fetch("ready", patience)]);
-    if (!metrics.ok) throw new Error(`/metrics answers ${metrics.status}`);
+    if (!metrics.ok) {
+      const said = await metrics.json().catch(() => null);
+      throw new Error(said?.error ?? `/metrics answers ${metrics.status}`);
+    }
     const samples = parse(await metrics.text());
     const why = await ready.json();
     state(ready.ok ? "serving" : why.error, ready.ok ? "good" : "bad");
