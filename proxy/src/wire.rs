@@ -62,13 +62,13 @@ impl Wire {
 
     /// Reads what there is, at most `max` bytes, behind what `buffer` already holds. 0: the peer is done.
     pub async fn read_into(&mut self, buffer: &mut Vec<u8>, max: usize) -> io::Result<usize> {
-        // What is there needs no turn of ring and runtime.
-        match receive_now(&self.as_fd(), buffer, max) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            done => return done,
-        }
         match &mut self.stream {
-            Stream::Uring { stream, .. } => {
+            Stream::Uring { stream, keep } => {
+                // What is there needs no turn of ring and runtime.
+                match receive_now(keep, buffer, max) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    done => return done,
+                }
                 let (result, bytes) = stream.read(Vec::with_capacity(max)).await;
                 let n = result?;
                 buffer.extend_from_slice(&bytes[..n]);
@@ -76,8 +76,15 @@ impl Wire {
             }
             Stream::Tokio(socket) => loop {
                 let mut ready = socket.readable().await?;
-                if let Ok(done) = ready.try_io(|socket| receive_now(socket, buffer, max)) {
-                    return done;
+                let received = receive_now(ready.get_inner(), buffer, max);
+                // What comes after a read that was not filled is told anew (epoll(7), edge-triggered), a FIN too.
+                if received.as_ref().is_ok_and(|n| *n < max) {
+                    ready.clear_ready();
+                    return received;
+                }
+                match received {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                    other => return other,
                 }
             },
             Stream::Gone => Err(io::ErrorKind::NotConnected.into()),

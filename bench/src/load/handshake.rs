@@ -1,7 +1,8 @@
 //! Full handshakes, one console after the other on a few threads: TCP, TLS 1.3 without resumption, and the way to the backend.
 //!
-//! Through one who only ends TLS a console is there when the server's first line arrives. Through the appliance it is there
-//! when ServerInit arrives: after the ticket, the limits, the WebSocket, and RFB's handshake on both sides.
+//! Through one who only ends TLS a console is there when the server's first line arrives. Through the appliance the same case
+//! ends there too, after the ticket, the limits and the WebSocket; a whole console is there when ServerInit arrives, after RFB's
+//! handshake on both sides.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -29,6 +30,7 @@ pub struct Server {
     pub address: SocketAddr,
     hold: Arc<AtomicBool>,
     held: Arc<Mutex<Vec<TcpStream>>>,
+    accepted: Arc<AtomicU64>,
 }
 
 impl Server {
@@ -37,10 +39,13 @@ impl Server {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         let address = listener.local_addr()?;
         let (hold, held) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let accepted = Arc::new(AtomicU64::new(0));
         for _ in 0..SERVING {
             let (listener, hold, held) = (listener.try_clone()?, Arc::clone(&hold), Arc::clone(&held));
+            let accepted = Arc::clone(&accepted);
             thread::spawn(move || {
                 for stream in listener.incoming().flatten() {
+                    accepted.fetch_add(1, Relaxed);
                     // A client that goes in the middle is no trouble of the server's.
                     let Ok(mut stream) = serve(stream) else { continue };
                     if hold.load(Relaxed) {
@@ -51,7 +56,12 @@ impl Server {
                 }
             });
         }
-        Ok(Self { address, hold, held })
+        Ok(Self { address, hold, held, accepted })
+    }
+
+    /// Connections so far.
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Relaxed)
     }
 
     /// Whether connections are kept when their handshake is done; those that were kept are closed.
@@ -89,7 +99,17 @@ pub fn through(to: SocketAddr, config: &Arc<ClientConfig>) -> Result<Sealed> {
     view(Sealed::connect(to, config)?)
 }
 
-/// Opens a console through the appliance.
+/// Opens a console through the appliance as far as [`plain`] goes: TLS, ticket, limits, connect, the first line.
+pub fn first_line(to: SocketAddr, ticket: &str, config: &Arc<ClientConfig>) -> Result<Sealed> {
+    let mut client = Sealed::connect(to, config)?;
+    client.upgrade(&format!("/ticket/{ticket}"))?;
+    let mut version = [0; 12];
+    client.receive(&mut version)?;
+    ensure!(&version == VERSION, "not RFB's first line");
+    Ok(client)
+}
+
+/// Opens a whole console through the appliance, up to ServerInit.
 pub fn console(to: SocketAddr, ticket: &str, config: &Arc<ClientConfig>) -> Result<Sealed> {
     let mut client = Sealed::connect(to, config)?;
     client.upgrade(&format!("/ticket/{ticket}"))?;

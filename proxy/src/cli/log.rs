@@ -11,14 +11,20 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
+use super::lines::{Flush, Lines};
 use crate::config::{Config, LogFormat};
 
-/// Starts the log; its filter can be changed while it runs.
-pub(super) fn start(config: &Config) -> Result<reload::Handle<EnvFilter, Registry>, Box<dyn Error>> {
+/// The log that was started: its filter can be changed while it runs, and what waits is written when this is dropped.
+type Started = (reload::Handle<EnvFilter, Registry>, Flush);
+
+/// Starts the log.
+pub(super) fn start(config: &Config) -> Result<Started, Box<dyn Error>> {
     let filter = EnvFilter::try_new(&config.log.filter).map_err(|error| format!("log.filter: {error}"))?;
     let (filter, handle) = reload::Layer::new(filter);
     let base = tracing_subscriber::registry().with(filter);
-    let stderr = || tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let lines = Lines::to_stderr();
+    let flush = Flush(lines.clone());
+    let stderr = || tracing_subscriber::fmt::layer().with_writer(lines).with_ansi(false);
     match config.log.format {
         LogFormat::Json => base.with(stderr().json()).try_init()?,
         // systemd sets JOURNAL_STREAM for a service whose stderr is the journal.
@@ -33,7 +39,7 @@ pub(super) fn start(config: &Config) -> Result<reload::Handle<EnvFilter, Registr
         }
         LogFormat::Auto | LogFormat::Text => base.with(stderr()).try_init()?,
     }
-    Ok(handle)
+    Ok((handle, flush))
 }
 
 /// Lines that `journalctl` shows as they are, fields included, with the level as the journal's own priority

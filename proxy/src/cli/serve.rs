@@ -47,7 +47,8 @@ pub fn run(path: &Path) -> Result<(), Failure> {
 
 fn serve(path: &Path, inheritance: &mut Option<Inheritance>) -> Result<(), Failure> {
     let config = Config::load(path)?;
-    let filter = log::start(&config)?;
+    // Kept to the end: what waits to be logged is written when it is dropped.
+    let (filter, _log) = log::start(&config)?;
     tell_of_the_build(&config);
     let listeners = bind(&config, inheritance.as_mut())?;
     let threads = front_threads(&config);

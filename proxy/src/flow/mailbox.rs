@@ -46,27 +46,27 @@ impl Mailbox {
     /// Puts a flow in, or gives it back: full, or the thread is stopping.
     #[expect(clippy::result_large_err, reason = "the flow itself goes back")]
     pub(super) fn submit(&self, flow: Flow) -> Result<(), Flow> {
-        let mut queue = self.lock();
+        let queue = self.lock();
         if !queue.open || queue.commands.len() >= self.capacity {
             return Err(flow);
         }
-        self.push(&mut queue, Command::Submit(flow));
+        self.push(queue, Command::Submit(flow));
         Ok(())
     }
 
     /// Asks for the end of a flow; never refused, so that a revoked ticket's session cannot escape.
     pub(super) fn close(&self, id: u64, reason: CloseReason) {
-        let mut queue = self.lock();
+        let queue = self.lock();
         if queue.open {
-            self.push(&mut queue, Command::Close(id, reason));
+            self.push(queue, Command::Close(id, reason));
         }
     }
 
     /// Asks for raw flows, at most so many; a thread that is stopping gives none.
     pub(super) fn export(&self, to: Sender<Flow>, most: usize) {
-        let mut queue = self.lock();
+        let queue = self.lock();
         if queue.open {
-            self.push(&mut queue, Command::Export(to, most));
+            self.push(queue, Command::Export(to, most));
         }
     }
 
@@ -74,7 +74,7 @@ impl Mailbox {
     pub(super) fn stop(&self) {
         let mut queue = self.lock();
         queue.open = false;
-        self.push(&mut queue, Command::Stop);
+        self.push(queue, Command::Stop);
     }
 
     /// Wakes the thread, which then makes a turn even if there is nothing to do.
@@ -95,12 +95,13 @@ impl Mailbox {
         std::mem::take(&mut self.lock().commands)
     }
 
-    fn push(&self, queue: &mut Queue, command: Command) {
+    fn push(&self, mut queue: MutexGuard<'_, Queue>, command: Command) {
         let asleep = queue.commands.is_empty();
         queue.commands.push_back(command);
+        // Unlocked first: on the same core the thread that is woken runs at once, and would only wait for the lock.
+        drop(queue);
         if asleep {
-            // Fails only at u64::MAX pending wake-ups.
-            let _ = self.wake.write(1);
+            self.nudge();
         }
     }
 

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{SockAddr, SockRef, Socket};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -43,28 +44,30 @@ impl Acceptor {
     /// The next client and its address.
     async fn accept(&mut self, gate: &Gate) -> io::Result<(Wire, SocketAddr)> {
         loop {
-            match self.accept_now(gate) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.inherited = true,
-                done => return done,
-            }
+            self.give_on(gate)?;
             let mut ready = self.socket.readable().await?;
-            let taken = ready.try_io(|socket| SockRef::from(socket).accept());
-            if let Ok(accepted) = taken {
-                let (socket, peer) = accepted?;
-                return self.furnish(socket, peer);
+            // An accept that finds nobody costs a descriptor and its socket first; to look costs next to nothing.
+            if !waits(ready.get_inner())? {
+                ready.clear_ready();
+                self.inherited = true;
+                continue;
             }
+            // Another thread may have been faster.
+            let Ok(accepted) = ready.try_io(|socket| SockRef::from(socket).accept()) else { continue };
+            let (socket, peer) = accepted?;
+            return self.furnish(socket, peer);
         }
     }
 
-    fn accept_now(&mut self, gate: &Gate) -> io::Result<(Wire, SocketAddr)> {
+    /// Sets the options on the listener: one system call each for all that will come, instead of one for each of them. Those
+    /// who wait in the queue by then have none.
+    fn give_on(&mut self, gate: &Gate) -> io::Result<()> {
         let wanted = gate.config.load().sockets;
         if self.options != Some(wanted) {
-            // One system call for all that will come, instead of six for each. Those who wait in the queue have none.
             wire::set_options(&self.socket, &wanted)?;
             (self.options, self.inherited) = (Some(wanted), false);
         }
-        let (socket, peer) = SockRef::from(&self.socket).accept()?;
-        self.furnish(socket, peer)
+        Ok(())
     }
 
     fn furnish(&self, socket: Socket, peer: SockAddr) -> io::Result<(Wire, SocketAddr)> {
@@ -73,6 +76,12 @@ impl Acceptor {
         }
         Ok((Wire::new(socket.into(), self.runtime)?, wire::internet(peer)?))
     }
+}
+
+/// Whether somebody waits to be accepted.
+fn waits(listener: &OwnedFd) -> io::Result<bool> {
+    let mut listener = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut listener, PollTimeout::ZERO)? > 0)
 }
 
 /// Accepts until told to stop.

@@ -84,10 +84,23 @@ fn serve(gate: Arc<Gate>, listeners: Vec<Listener>, runtime: Runtime, stopped: w
         local.await;
     };
     match runtime {
-        Runtime::Uring => tokio_uring::builder().entries(RING_ENTRIES).start(work),
+        Runtime::Uring => {
+            let mut ring = tokio_uring::uring_builder();
+            if cooperates() {
+                ring.setup_coop_taskrun();
+            }
+            tokio_uring::builder().uring_builder(&ring).entries(RING_ENTRIES).start(work)
+        }
         Runtime::Tokio => match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(work),
             Err(error) => tracing::error!(%error, "a front thread could not start"),
         },
     }
+}
+
+/// Whether the kernel can leave a completion until the thread enters it anyway (`IORING_SETUP_COOP_TASKRUN`, 5.19), in place
+/// of an interrupt for each: a tenth of what a console's start costs.
+fn cooperates() -> bool {
+    let ring: io::Result<io_uring::IoUring> = io_uring::IoUring::builder().setup_coop_taskrun().build(1);
+    ring.is_ok()
 }
