@@ -82,6 +82,11 @@ fn the_process_at_the_network_is_little_exposed() {
         assert!(little);
         assert_eq!(exposure_is_at_most(&service, 5), Some(false), "the threshold is looked at");
     }
+    // What the XDP gate takes has its price, which its drop-in and docs/operations.md name.
+    let (_dir, with_xdp) = units(&["xdp.conf"]);
+    if let Some(little) = exposure_is_at_most(&with_xdp, 17) {
+        assert!(little);
+    }
 }
 
 #[test]
