@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mksgate::xdp::{OBJECT, missing_capabilities};
 use mksgate_bench::run::{Context, Options, Outcome, Stop};
 use mksgate_bench::suites;
 use serde_json::Value;
@@ -104,4 +105,31 @@ fn heavy_churn_with_faults_leaves_nothing_behind() {
     assert_eq!(count("begun"), all.map(count).iter().sum::<u64>(), "{fates}");
     assert!(count("whole") > 50 && count("refused_as_they_should") > 5, "{fates}");
     assert_eq!(soak["after"]["sessions"], 0.0);
+}
+
+#[test]
+fn heavy_attacks_on_one_tenant_take_no_console_of_another() {
+    if OBJECT.is_none() || !missing_capabilities().is_empty() {
+        assert!(std::env::var_os("MKSGATE_FULL_TESTS").is_none(), "needs root and the XDP program");
+        println!("left out: needs root and a build with the XDP program (`cargo xtask ebpf`)");
+        return;
+    }
+    let out = run("flood", Options { seconds: Some(0.5), ..Options::default() });
+    nothing_lost(&out);
+    let limits: Vec<_> = out.goals.iter().filter(|goal| goal.name.contains("attacker's tenant")).collect();
+    assert!(limits.len() >= 2 && limits.iter().all(|goal| goal.ok && goal.measured == 3.0), "{limits:#?}");
+    let series = out.raw["spans"][0].as_array().unwrap();
+    for s in series {
+        assert!(s["failed"].is_null(), "{s}");
+        let attacked = s["contender"] != "quiet";
+        for span in s["rounds"].as_array().unwrap() {
+            assert!(span["opened"].as_u64().unwrap() > 0, "{span}");
+            assert_eq!(span["syns"].as_u64().unwrap() > 0, attacked, "{span}");
+        }
+    }
+    let others = out.raw["others"][0].as_array().unwrap();
+    for kind in ["stream", "round_trips", "datagrams", "echoes"] {
+        let mut rounds = others.iter().flat_map(|s| s["rounds"].as_array().unwrap());
+        assert!(rounds.any(|round| round[kind].as_f64().unwrap() > 0.0), "no {kind} in {others:?}");
+    }
 }

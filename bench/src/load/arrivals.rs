@@ -29,6 +29,8 @@ pub struct Arrivals {
     pub rate: f64,
     /// For how long, seconds.
     pub seconds: f64,
+    /// Which of all such spans: each has arrival times of its own.
+    pub span: u64,
 }
 
 /// What arriving consoles met.
@@ -96,7 +98,8 @@ impl Arrivals {
         let (arrive, arrivals) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (before, generator) = (Reading::take(pid), own());
-        let (rate, seed, stop) = (self.rate, context.options.seed, context.stop.clone());
+        let (rate, stop) = (self.rate, context.stop.clone());
+        let seed = context.options.seed.wrapping_add(self.span << 32);
         let time = Duration::from_secs_f64(self.seconds);
         let door = std::thread::Builder::new().name("metronome".to_owned()).spawn(move || {
             metronome(rate, time, seed, &stop, |stamp| {

@@ -1,7 +1,7 @@
 //! Clients that open consoles, by the books of each door, and say how long each step took.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use serde::Serialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::websocket::{Control, Frames, binary, pong};
 use crate::sim::Stream;
@@ -103,9 +103,33 @@ pub fn client_config_with(provider: rustls::crypto::CryptoProvider) -> io::Resul
 /// # Errors
 /// The connection broke, or a refusal: its text.
 pub async fn open(way: &Way, config: Arc<ClientConfig>) -> io::Result<(Console, Steps)> {
-    let mut clock = Clock(Instant::now());
+    let clock = Clock(Instant::now());
+    log_in(TcpStream::connect(way.address).await?, way, config, clock).await
+}
+
+/// The same from this address of the machine.
+///
+/// # Errors
+/// The same.
+pub async fn open_from(
+    source: Ipv4Addr,
+    way: &Way,
+    config: Arc<ClientConfig>,
+) -> io::Result<(Console, Steps)> {
+    let clock = Clock(Instant::now());
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((source, 0).into())?;
+    log_in(socket.connect(way.address).await?, way, config, clock).await
+}
+
+async fn log_in(
+    tcp: TcpStream,
+    way: &Way,
+    config: Arc<ClientConfig>,
+    mut clock: Clock,
+) -> io::Result<(Console, Steps)> {
     let mut steps = Steps::default();
-    let tcp = Arc::new(TcpStream::connect(way.address).await?);
+    let tcp = Arc::new(tcp);
     tcp.set_nodelay(true)?;
     if way.door == Door::Authd {
         expect(&banner(&tcp).await?, "220 ")?;

@@ -53,7 +53,7 @@ pub fn run(context: &Context, out: &mut Outcome) -> Result<()> {
             running.push(up);
         }
     }
-    let (rounds, seconds) = (context.rounds(5, 2), context.seconds(1.5, 0.5));
+    let (rounds, seconds) = (context.rounds(4, 2), context.seconds(1.5, 0.5));
     let (bulk, ping_pong) = cases(context);
     let (mut found, mut charts) = (Vec::new(), BulkCharts::default());
     for case in &bulk {

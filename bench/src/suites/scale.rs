@@ -71,7 +71,7 @@ struct Round {
 
 /// Measures the curve.
 pub fn run(context: &Context, out: &mut Outcome) -> Result<()> {
-    let (rounds, seconds) = (context.rounds(2, 1), context.seconds(8.0, 2.0));
+    let (rounds, seconds) = (context.rounds(2, 1), context.seconds(6.0, 2.0));
     let mut all = Vec::new();
     let most = fitting(2).min(context.options.sessions.unwrap_or(usize::MAX));
     for &wanted in context.pick(SIZES, QUICK) {

@@ -33,7 +33,7 @@ pub fn run(context: &Context, out: &mut Outcome) -> Result<()> {
     let client = rig.client.clone();
     let mut all = Vec::new();
     for &rate in context.pick(RATES, QUICK) {
-        let case = Arrivals { rate, seconds };
+        let case = Arrivals { rate, seconds, span: 0 };
         let series = context.alternate(out, rounds, &mut lanes, |lane: &mut Lane| {
             case.run(context, &lane.way, lane.pid, &client)
         })?;

@@ -27,7 +27,7 @@ type Pings = Vec<(usize, Vec<Series<PingPongRound>>)>;
 
 /// Measures every way in every case, each case with fresh processes.
 pub fn run(context: &Context, out: &mut Outcome) -> Result<()> {
-    let (rounds, seconds) = (context.rounds(3, 1), context.seconds(0.4, 0.3));
+    let (rounds, seconds) = (context.rounds(2, 1), context.seconds(0.4, 0.3));
     let (mut bulks, mut pings): (Bulks, Pings) = (Vec::new(), Vec::new());
     // Both ends of a flow are this process's.
     let most = fitting(2).min(context.options.sessions.unwrap_or(usize::MAX));

@@ -95,7 +95,7 @@ fn measure(context: &Context, out: &mut Outcome, program: &Path, pinned: bool) -
     let (rounds, seconds, client) = (context.rounds(3, 2), context.seconds(3.0, 2.0), client_config()?);
     // One console each, so that every session is warm.
     for lane in &lanes {
-        Arrivals { rate: 5.0, seconds: 0.6 }.run(context, &lane.way, Some(pid), &client)?;
+        Arrivals { rate: 5.0, seconds: 0.6, span: 0 }.run(context, &lane.way, Some(pid), &client)?;
     }
     let calls = |appliance: &Appliance| -> Result<Vec<f64>> {
         let metrics = appliance.metrics()?;
@@ -105,7 +105,7 @@ fn measure(context: &Context, out: &mut Outcome, program: &Path, pinned: bool) -
     let before = calls(&appliance)?;
     let mut all: Vec<(f64, Vec<Series<ArrivalRound>>)> = Vec::new();
     for &rate in context.pick(RATES, QUICK) {
-        let case = Arrivals { rate, seconds };
+        let case = Arrivals { rate, seconds, span: 0 };
         let series = context.alternate(out, rounds, &mut lanes, |lane: &mut Lane| {
             case.run(context, &lane.way, Some(lane.pid), &client)
         })?;
