@@ -3,13 +3,14 @@
 mod xdp_support;
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use aya::Ebpf;
 use aya::programs::{Xdp, xdp::XdpMode};
 use mksgate::xdp::{Enabled, GateError, InterfaceProblem, Mode, OBJECT, OnLimit, XdpSection};
 use mksgate_bench::load::flood::Plan;
 use mksgate_common::{bucket::Rate, verdict::Verdict};
-use xdp_support::wire::{GATE, HOST4, Wire, client4, modes, until};
+use xdp_support::wire::{GATE, HOST4, PATIENCE, Wire, client4, modes, until};
 use xdp_support::{policy, tenant};
 
 /// An interface whose driver has no native XDP.
@@ -110,6 +111,24 @@ fn a_program_of_somebody_else_is_left_alone_and_named() {
     assert!(error.to_string().contains("another XDP program"), "{error}");
     assert_eq!(wire.program_on(PLAIN), None, "nothing stays attached");
     program.detach(link).unwrap();
+}
+
+/// The thread's own timer is one of a second: so many changes would take it a quarter of an hour.
+const CHANGES: u32 = 1000;
+
+#[test]
+fn a_tenants_sessions_reach_the_kernel_by_the_change_itself_and_by_no_timer() {
+    let Some(wire) = Wire::new() else { return };
+    let acme = tenant(1, "acme", Some(CHANGES), Rate::UNLIMITED, &[], &[]);
+    let (gate, _events) = wire.start(&on(&[GATE]), policy(vec![service()], vec![acme])).unwrap();
+    let hangs = Instant::now() + PATIENCE;
+    for sessions in 1..=CHANGES {
+        gate.set_active(1, sessions);
+        while gate.published(1).unwrap() != sessions {
+            assert!(Instant::now() < hangs, "{sessions} is not published");
+            std::thread::yield_now();
+        }
+    }
 }
 
 #[test]

@@ -4,6 +4,8 @@
 //! sources wants another packet each time; those run packet by packet, and what the empty program takes that way is
 //! taken off.
 
+mod publish;
+
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, bail};
@@ -70,7 +72,7 @@ pub fn run(context: &Context, out: &mut Outcome) -> Result<()> {
         })?;
     }
     report(&cases, &Spread::of(empty_many), &Spread::of(empty_single), out);
-    Ok(())
+    publish::run(context, out)
 }
 
 impl Case {

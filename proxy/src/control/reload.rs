@@ -41,7 +41,11 @@ impl Control {
         let result = self.reload_all();
         match &result {
             Ok(Reloaded { changed, needs_restart }) => {
-                tracing::info!(?changed, ?needs_restart, "configuration reloaded")
+                tracing::info!(?changed, ?needs_restart, "configuration reloaded");
+                let new = self.gate.config.load();
+                xdp::missing_interfaces(&new.xdp).for_each(|(interface, problem)| {
+                    tracing::warn!(interface, %problem, "no XDP gate there after a restart");
+                });
             }
             Err(error) => tracing::error!(%error, "configuration not reloaded; the old one stays in force"),
         }

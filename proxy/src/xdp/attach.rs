@@ -12,7 +12,7 @@ use aya::programs::loaded_programs;
 use nix::net::if_::if_nametoindex;
 
 use super::{
-    config::Mode,
+    config::{Enabled, Mode, XdpConfig},
     error::InterfaceProblem,
     netlink::{self, Attached},
 };
@@ -23,6 +23,13 @@ const XDP_FLAGS_DRV_MODE: u32 = 4;
 
 /// Names under which the kernel lists our programs.
 pub(crate) const PROGRAMS: [&str; 2] = ["mksgate", "mksgate_plain"];
+
+/// Interfaces of the configuration that are not there.
+pub fn missing_interfaces(config: &XdpConfig) -> impl Iterator<Item = (&str, InterfaceProblem)> {
+    let wanted = if config.enabled == Enabled::Off { &[][..] } else { &config.interfaces };
+    let missing = |name: &&String| if_nametoindex(name.as_str()).is_err();
+    wanted.iter().filter(missing).map(|name| (name.as_str(), InterfaceProblem::Missing))
+}
 
 /// The program on one interface. Dropping it detaches, unless another process holds the same link.
 #[derive(Debug)]

@@ -62,7 +62,7 @@ pub enum GateError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InterfaceProblem {
     /// There is none of that name.
-    #[error("there is no such interface; `ip link` lists them")]
+    #[error("there is no such interface; `ip link` lists them: correct [xdp] interfaces, or make it")]
     Missing,
     /// Somebody else's program is there.
     #[error(

@@ -150,6 +150,15 @@ impl Gate {
         });
     }
 
+    /// A tenant's sessions as the kernel has them.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn published(&self, tenant: u32) -> Result<u32, GateError> {
+        let inner = self.shared.inner();
+        inner.program.published(tenant).map_err(|e| GateError::map("reading a tenant's sessions", e))
+    }
+
     /// A valid ticket of `tenant` came from `source` (the TCP peer, not what a PROXY header says) at `now`, see
     /// [`monotonic`]. A source with tickets of several tenants becomes nobody's; a load balancer never is learned.
     pub fn learn(&self, source: IpAddr, tenant: u32, now: u64) {

@@ -261,6 +261,14 @@ impl Program {
         }
     }
 
+    /// What the kernel holds of a tenant: its sessions.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(crate) fn published(&self, number: u32) -> Result<u32, MapError> {
+        self.tenants.get(&number, 0).map(|tenant| tenant.active)
+    }
+
     pub(crate) fn active(&self) -> &[u32] {
         &self.active
     }

@@ -22,6 +22,7 @@ mod samples;
 mod serve;
 mod worker;
 
+pub use attach::missing_interfaces;
 pub use config::{Enabled, Limits, Mode, OnLimit, XdpConfig, XdpConfigError, XdpSection};
 pub use counters::{CounterReport, DropEvent, LoudSource, TenantReport};
 pub use error::{GateError, InterfaceProblem, missing_capabilities};
