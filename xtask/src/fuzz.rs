@@ -31,9 +31,9 @@ pub struct Args {
 }
 
 impl Args {
-    /// What `cargo xtask test` wants: what is built without the whole appliance.
+    /// What `cargo xtask test` wants: every target, for a moment.
     pub fn brief() -> Args {
-        Args { seconds: 10, targets: vec![PACKET.to_owned()] }
+        Args { seconds: 3, targets: Vec::new() }
     }
 }
 
