@@ -167,7 +167,8 @@ fn a_reload_changes_the_policy_under_the_same_link() {
 
     let mut new = old.clone();
     new.tenants = vec![acme(3)];
-    gate.update(new).unwrap();
+    let config = on(&[GATE]).validate().unwrap();
+    gate.update(config.clone(), new).unwrap();
     assert_eq!(gate.status().program, program, "the same program, other tables");
     let refused = until("three of three", || open().err());
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
@@ -177,7 +178,7 @@ fn a_reload_changes_the_policy_under_the_same_link() {
     large.tenants = vec![acme(3)];
     large.tenants.extend((2..=200).map(|n| tenant(n, &format!("t{n}"), None, Rate::UNLIMITED, &[], &[])));
     let before = gate.counters().unwrap();
-    gate.update(large).unwrap();
+    gate.update(config.clone(), large).unwrap();
     let grown = gate.status();
     assert_ne!(grown.program, program);
     assert_eq!(wire.program_on(GATE), Some(("native", grown.program)));
@@ -187,7 +188,7 @@ fn a_reload_changes_the_policy_under_the_same_link() {
 
     let mut equal = old;
     equal.tenants.push(tenant(2, "bolt", None, Rate::UNLIMITED, &["10.77.1.0/24"], &[]));
-    let error = gate.update(equal).unwrap_err().to_string();
+    let error = gate.update(config, equal).unwrap_err().to_string();
     assert!(error.contains("acme") && error.contains("bolt"), "{error}");
     assert!(open().is_err(), "the old policy stays in force");
 }

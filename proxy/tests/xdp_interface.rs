@@ -1,16 +1,16 @@
-//! Interfaces of the configuration that are not there, with the real binary: at start, beside one that is, and on reload.
+//! Interfaces of the configuration that are not there, with the real binary: at start, and beside one that is. On reload:
+//! `xdp_reload`.
 
 #[path = "xdp_support/site.rs"]
 mod site;
 mod support;
 mod xdp_support;
 
-use std::fs;
 use std::process::Stdio;
 
 use site::{Site, host, setup};
 use support::{Setup, mksgate};
-use xdp_support::wire::{GATE, Wire, client4, until};
+use xdp_support::wire::{GATE, Wire, until};
 
 const ACME: &str = "[tenants.acme]\nmax_sessions = 10\ntargets = [\"127.0.0.0/8\"]\n";
 
@@ -23,16 +23,6 @@ fn says_it_all(text: &str) -> bool {
 
 fn named(interfaces: &str, more: &str) -> Setup {
     setup(&format!("interfaces = [{interfaces}]\n{more}"), ACME)
-}
-
-fn echoes(site: &Site) {
-    use std::io::{Read as _, Write as _};
-    let ticket = site.appliance.ticket(&site.host);
-    let mut console = site.open(client4(1, 1), &ticket).unwrap();
-    console.write_all(b"alive").unwrap();
-    let mut answer = [0; 5];
-    console.read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"alive");
 }
 
 #[test]
@@ -65,7 +55,7 @@ fn not_required_and_not_there_is_off_and_said_everywhere() {
     let site = Site { appliance, host, wire };
     assert!(says_it_all(site.status()["off"].as_str().unwrap()), "{}", site.status());
     assert_eq!(site.appliance.metric("mksgate_xdp_attached", &["mode=\"off\""]), 0.0);
-    echoes(&site);
+    site.echoes();
 }
 
 #[test]
@@ -80,39 +70,8 @@ fn beside_one_that_is_there_it_is_named_and_taken_when_it_comes() {
     assert_eq!((interfaces[0].0.as_str(), &interfaces[0].1["mode"]), (GATE, &"native".into()));
     assert_eq!((interfaces[1].0.as_str(), &interfaces[1].1["mode"]), ("later0", &"off".into()));
     assert!(interfaces[1].1["problem"].as_str().unwrap().contains("no such interface"), "{interfaces:?}");
-    echoes(&site);
+    site.echoes();
     assert!(site.syns("", "pass") > 0, "the gate sees them");
     site.wire.inside.ip("link add later0 type veth peer name later1").unwrap();
     until("the gate on the one that came", || (each(&site)[1].1["mode"] != "off").then_some(()));
-}
-
-#[test]
-fn a_reload_says_that_a_new_one_waits_for_a_restart_and_that_it_is_not_there() {
-    let Some(mut site) = Site::start(named(&format!("\"{GATE}\""), "")) else { return };
-    let config = site.appliance.dir.path().join("mksgate.toml");
-    let text = fs::read_to_string(&config).unwrap();
-    let change =
-        |to: &str| fs::write(&config, text.replace(&format!("interfaces = [\"{GATE}\"]"), to)).unwrap();
-
-    change("interfaces = [\"no where\"]");
-    let refused = site.appliance.command(&["reload"]);
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(
-        !refused.status.success() && said.contains("xdp.interfaces") && said.contains("no where"),
-        "{said}"
-    );
-
-    change("interfaces = [\"nowhere0\"]");
-    let done = site.appliance.command(&["reload"]);
-    let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success() && said.contains("restart") && said.contains("xdp"), "{said}");
-    let told = site.appliance.wait_log(|line| line["fields"]["interface"] == "nowhere0");
-    assert_eq!(told["level"], "WARN");
-    assert!(told["fields"]["problem"].as_str().unwrap().contains("no such interface"), "{told}");
-    let gate = site.status();
-    assert_eq!(
-        (&gate["gate"]["interfaces"][0]["name"], &gate["gate"]["interfaces"][0]["mode"]),
-        (&GATE.into(), &"native".into())
-    );
-    echoes(&site);
 }

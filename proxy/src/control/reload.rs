@@ -12,7 +12,7 @@ use crate::config::{Config, ConfigError};
 use crate::session::{self, CloseReason};
 use crate::ticket::{KeyError, KeyRing};
 use crate::tls::{self, CertificateError, certificate};
-use crate::xdp;
+use crate::xdp::{self, GateError};
 
 /// Why the old configuration stays.
 #[derive(Debug, Error)]
@@ -32,6 +32,9 @@ pub enum ReloadError {
     /// The log filter.
     #[error("log.filter: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// The XDP gate.
+    #[error(transparent)]
+    Xdp(#[from] GateError),
 }
 
 impl Control {
@@ -42,10 +45,11 @@ impl Control {
         match &result {
             Ok(Reloaded { changed, needs_restart }) => {
                 tracing::info!(?changed, ?needs_restart, "configuration reloaded");
-                let new = self.gate.config.load();
-                xdp::missing_interfaces(&new.xdp).for_each(|(interface, problem)| {
-                    tracing::warn!(interface, %problem, "no XDP gate there after a restart");
-                });
+                if self.gate.xdp.gate().is_none() {
+                    xdp::missing_interfaces(&self.gate.config.load().xdp).for_each(|(interface, problem)| {
+                        tracing::warn!(interface, %problem, "no XDP gate there after a restart");
+                    });
+                }
             }
             Err(error) => tracing::error!(%error, "configuration not reloaded; the old one stays in force"),
         }
@@ -61,8 +65,10 @@ impl Control {
         let provider = new.tls.policy.provider();
         let certified = certificate::load(&new.tls.certificate, &new.tls.key, &provider)?;
         let tls = tls::server_config(new.tls.policy, gate.presented.clone(), new.portals()?)?;
+        let listen: Vec<_> = self.doors.addresses().iter().map(|(_, address)| *address).collect();
+        gate.xdp.update(new.xdp.clone(), xdp::policy(&new, &listen))?;
         // Nothing below can fail.
-        let reloaded = compare(&old, &new);
+        let reloaded = compare(&old, &new, gate.xdp.gate().is_some());
         gate.presented.replace(certified);
         gate.tls.store(Arc::new(tls));
         gate.provider.store(provider.clone());
@@ -71,8 +77,6 @@ impl Control {
         gate.sources.reload(new.limits);
         gate.metrics.set_tenants(&new.tenants.keys().cloned().collect::<Vec<_>>());
         let gone = gate.tenants.reload(&new.tenants, Instant::now());
-        let listen: Vec<_> = self.doors.addresses().iter().map(|(_, address)| *address).collect();
-        gate.xdp.update(xdp::policy(&new, &listen));
         gate.tenants.tell_all();
         gate.config.store(Arc::new(new));
         let _ = self.log.reload(filter);
@@ -99,7 +103,9 @@ impl Control {
     }
 }
 
-fn compare(old: &Config, new: &Config) -> Reloaded {
+/// `gate`: there is an XDP gate, which takes other interfaces at once.
+fn compare(old: &Config, new: &Config, gate: bool) -> Reloaded {
+    let moved = old.xdp.interfaces != new.xdp.interfaces;
     let named = |all: &[(&str, bool)]| {
         all.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).into()).collect()
     };
@@ -116,6 +122,7 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
             ("desk", old.desk != new.desk),
             ("vcenter", old.vcenter != new.vcenter),
             ("xdp", xdp_limits(old) != xdp_limits(new)),
+            ("xdp.interfaces", gate && moved),
             ("log.filter", old.log.filter != new.log.filter),
         ]),
         needs_restart: named(&[
@@ -123,7 +130,10 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
             ("flow", old.flow != new.flow),
             ("admin", old.admin != new.admin),
             ("audit", old.audit != new.audit),
-            ("xdp", xdp_place(old) != xdp_place(new)),
+            ("xdp.enabled", old.xdp.enabled != new.xdp.enabled),
+            ("xdp.interfaces", !gate && moved),
+            ("xdp.mode", old.xdp.mode != new.xdp.mode),
+            ("xdp.max_sources", old.xdp.max_sources != new.xdp.max_sources),
             ("log.format", old.log.format != new.log.format),
         ]),
     }
@@ -132,10 +142,4 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
 /// What of `[xdp]` a reload brings into force.
 fn xdp_limits(config: &Config) -> (xdp::Limits, u32) {
     (config.xdp.limits, config.xdp.tenant_headroom)
-}
-
-/// What of `[xdp]` waits for a restart.
-fn xdp_place(config: &Config) -> (xdp::Enabled, &[String], xdp::Mode, u32) {
-    let xdp = &config.xdp;
-    (xdp.enabled, &xdp.interfaces, xdp.mode, xdp.max_sources)
 }

@@ -175,11 +175,12 @@ impl Shed {
         }
     }
 
-    /// Brings a reloaded configuration into force; what cannot be is said, and the old policy stays.
-    pub fn update(&self, policy: Policy) {
-        if let Some(Err(error)) = self.gate().map(|gate| gate.update(policy)) {
-            tracing::error!(%error, "XDP gate: the new policy is not in force");
-        }
+    /// See [`Gate::update`]; nothing without a gate.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn update(&self, config: XdpConfig, policy: Policy) -> Result<(), GateError> {
+        self.gate().map_or(Ok(()), |gate| gate.update(config, policy))
     }
 
     /// What was counted; `None` without a gate.

@@ -12,7 +12,8 @@ use super::{
     attach::{Attachment, State},
     counters::DropEvent,
     error::InterfaceProblem,
-    gate::{Inner, Shared, current_plan, monotonic},
+    gate::{Shared, monotonic},
+    inner::{Inner, current_plan},
 };
 
 /// How often interfaces and addresses are looked at.

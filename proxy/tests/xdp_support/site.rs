@@ -1,7 +1,7 @@
 //! The real binary behind the wire: the appliance and a simulated host inside, clients outside.
 #![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses its part of it")]
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use mksgate_bench::sim::{Esxi, EsxiConfig, Screen, Ticket, Vm};
@@ -71,6 +71,15 @@ impl Site {
     /// Tries until a console opens: the gate learns of a freed slot a moment after it is free.
     pub fn open_soon(&self, what: &str, ticket: &str) -> TcpStream {
         until(what, || self.open(client4(1, 1), ticket).ok())
+    }
+
+    /// A new console works.
+    pub fn echoes(&self) {
+        let mut console = self.open(client4(1, 1), &self.appliance.ticket(&self.host)).unwrap();
+        console.write_all(b"alive").unwrap();
+        let mut answer = [0; 5];
+        console.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"alive");
     }
 
     /// SYNs of a tenant by their verdict.
