@@ -8,8 +8,15 @@ const SHED = ["source_rate", "tenant_full", "tenant_rate", "global_rate"];
 const TOP = COLOURS.length - 1;
 const SVG = "http://www.w3.org/2000/svg";
 
+/** Columns of the heat at most, at least, and how long each is. */
+const [COLUMNS, FEWEST, COLUMN_MS] = [60, 12, 10e3];
+/** What the heat's rows show, from its foot to its top, in seconds. */
+const [SHORTEST, DECADES] = [1e-6, 7];
+
 const history = [];
-let first = null;
+/** What came since the page was opened, and in each column of time, the newest last. */
+let since = new Map();
+const heat = [];
 
 /** Lines of the exposition: name, labels, value. */
 function parse(text) {
@@ -75,14 +82,35 @@ function buckets(samples) {
   return out;
 }
 
-/** The quantile of what came between two looks, within its bucket by straight line. */
-function quantile(now, before, q) {
-  const old = new Map(before || []);
-  const counts = now.map(([bound, n]) => [bound, Math.max(0, n - (old.get(bound) || 0))]);
-  const all = counts.length ? counts[counts.length - 1][1] : 0;
+/** What came between two looks, bucket by bucket; counters that went back began anew, and all they hold came since. */
+function growth(now, before) {
+  const out = new Map();
+  for (const [name, bounds] of now) {
+    const old = new Map(before.get(name));
+    const anew = bounds.some(([bound, n]) => n < (old.get(bound) || 0));
+    out.set(name, bounds.map(([bound, n]) => [bound, anew ? n : n - (old.get(bound) || 0)]));
+  }
+  return out;
+}
+
+/** Both together. */
+function joined(one, other) {
+  const out = new Map(one);
+  for (const [name, bounds] of other) {
+    const had = new Map(one.get(name));
+    out.set(name, bounds.map(([bound, n]) => [bound, n + (had.get(bound) || 0)]));
+  }
+  return out;
+}
+
+const count = (bounds) => (bounds.length ? bounds[bounds.length - 1][1] : 0);
+
+/** The quantile of cumulative buckets, within its bucket by straight line. */
+function quantile(bounds, q) {
+  const all = count(bounds);
   if (!all) return null;
   let [low, below] = [0, 0];
-  for (const [bound, n] of counts) {
+  for (const [bound, n] of bounds) {
     if (n >= q * all) {
       if (bound === Infinity) return low;
       return low + (bound - low) * ((q * all - below) / Math.max(n - below, 1));
@@ -141,7 +169,8 @@ function draw(id, points, nothing, stacked = true) {
   const box = document.getElementById(id);
   const legend = document.getElementById(id + "-legend");
   const [width, height, left, bottom] = [box.clientWidth, box.clientHeight, 46, 18];
-  const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
+  const title = box.parentElement.querySelector("h2").textContent;
+  const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
   const { keys, rest } = loudest(points);
   const names = rest.length ? [...keys, "others"] : keys;
   const of = (values, key) =>
@@ -184,27 +213,104 @@ function draw(id, points, nothing, stacked = true) {
   }));
 }
 
-function latencies(now) {
-  const place = (seconds) => 100 * Math.min(1, Math.max(0, (Math.log10(Math.max(seconds, 1e-6)) + 6) / 8));
-  const rows = [...now].map(([name, bounds]) => {
-    const before = first.buckets.get(name);
-    const [p50, p90, p99] = [0.5, 0.9, 0.99].map((q) => quantile(bounds, before, q));
-    const count = bounds[bounds.length - 1][1] - (before ? before[before.length - 1][1] : 0);
+/** Where a time lies on the logarithmic scale, 0 to 1. */
+const place = (seconds) => Math.min(1, Math.max(0, Math.log10(Math.max(seconds, SHORTEST) / SHORTEST) / DECADES));
+
+const stage = (name) => name.replaceAll("_", " ");
+
+function latencies() {
+  const rows = [...since].map(([name, bounds]) => {
+    const [p50, p90, p99] = [0.5, 0.9, 0.99].map((q) => quantile(bounds, q));
     const row = document.createElement("tr");
-    if (!count) row.className = "idle";
-    for (const text of [name.replaceAll("_", " "), short(Math.max(0, count)), time(p50), time(p90), time(p99)]) {
+    if (!count(bounds)) row.className = "idle";
+    for (const text of [stage(name), short(count(bounds)), time(p50), time(p90), time(p99)]) {
       row.insertCell().textContent = text;
     }
     const cell = row.insertCell();
     cell.className = "bars";
     const svg = make("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" });
     for (const [value, opacity] of [[p99, 0.25], [p90, 0.45], [p50, 0.9]]) {
-      if (value !== null) svg.append(make("rect", { y: 2, height: 6, width: place(value), fill: COLOURS[0], "fill-opacity": opacity }));
+      if (value !== null) {
+        svg.append(make("rect", { y: 2, height: 6, width: 100 * place(value), fill: COLOURS[0], "fill-opacity": opacity }));
+      }
     }
     cell.append(svg);
     return row;
   });
   document.getElementById("latencies").replaceChildren(...rows);
+}
+
+/** Adds what came to its column of time. */
+function warm(at, came) {
+  const start = Math.floor(at / COLUMN_MS) * COLUMN_MS;
+  const newest = heat[heat.length - 1];
+  if (newest?.start === start) newest.came = joined(newest.came, came);
+  else heat.push({ start, came });
+  // The clock may have been set back.
+  while (heat[0].start <= start - COLUMNS * COLUMN_MS || heat[0].start > start) heat.shift();
+}
+
+/** One map of each stage that had anything: time to the right, latency upwards, the stronger the more. How long a person
+ * looks at a console is no latency. */
+function heatmaps() {
+  const end = heat.length ? heat[heat.length - 1].start : 0;
+  const stages = [...since.keys()].filter((name) => name !== "session" && heat.some(({ came }) => count(came.get(name) || [])));
+  const maps = stages.map((name) => {
+    const columns = heat.map(({ start, came }) => ({ back: (end - start) / COLUMN_MS, bounds: came.get(name) || [] }));
+    const figure = document.createElement("figure");
+    const caption = document.createElement("figcaption");
+    caption.textContent = stage(name);
+    figure.append(caption, heatmap(columns, name));
+    return figure;
+  });
+  const box = document.getElementById("heat");
+  if (maps.length) box.replaceChildren(...maps);
+  else box.textContent = "nothing was timed";
+}
+
+function heatmap(columns, name) {
+  const [width, height, left, bottom] = [320, 104, 46, 16];
+  const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": inWords(columns, name) });
+  const y = (seconds) => (height - bottom) * (1 - place(seconds));
+  for (const [seconds, text] of [[1e-6, "1 µs"], [1e-3, "1 ms"], [1, "1 s"]]) {
+    svg.append(make("line", { class: "grid", x1: left, x2: width, y1: y(seconds), y2: y(seconds) }));
+    svg.append(make("text", { x: left - 6, y: Math.max(10, y(seconds) + 4), "text-anchor": "end" }, text));
+  }
+  const shown = Math.max(FEWEST, columns[0].back + 1);
+  svg.append(make("text", { x: left, y: height - 3 }, `${(shown * COLUMN_MS) / 1000} s ago`));
+  svg.append(make("text", { x: width, y: height - 3, "text-anchor": "end" }, "now"));
+  const cells = columns.flatMap(({ back, bounds }) => parts(bounds).map((part) => ({ ...part, back })));
+  const most = Math.max(...cells.map(({ n }) => n));
+  const step = (width - left) / shown;
+  for (const { back, low, high, n } of cells) {
+    // By the logarithm: a single one among thousands is seen.
+    const opacity = 0.2 + 0.8 * (Math.log1p(n) / Math.log1p(most));
+    const [x, foot, top] = [width - (back + 1) * step, y(low), y(high)];
+    const cell = make("rect", { class: "cell", x, y: top, width: step - 0.4, height: Math.max(1.5, foot - top), "fill-opacity": opacity });
+    cell.append(make("title", {}, `${time(low)} to ${high === Infinity ? "more" : time(high)}: ${short(n)}`));
+    svg.append(cell);
+  }
+  return svg;
+}
+
+/** What lies in each bucket alone, where there is anything. */
+function parts(bounds) {
+  let [low, below] = [0, 0];
+  return bounds.flatMap(([high, all]) => {
+    const part = { low, high, n: all - below };
+    [low, below] = [high, all];
+    return part.n > 0 ? [part] : [];
+  });
+}
+
+/** The same for those who do not see it. */
+function inWords(columns, name) {
+  const timed = columns.filter(({ bounds }) => count(bounds));
+  const p99 = ({ bounds }) => quantile(bounds, 0.99);
+  const slowest = timed.reduce((a, b) => (p99(b) > p99(a) ? b : a));
+  const ago = ({ back }) => (back ? `${back * (COLUMN_MS / 1000)} seconds ago` : "now");
+  const newest = timed[timed.length - 1];
+  return `${stage(name)} over time: p99 ${time(p99(newest))} ${ago(newest)}, at most ${time(p99(slowest))} ${ago(slowest)}`;
 }
 
 function figures(samples) {
@@ -243,7 +349,11 @@ async function look() {
     const why = await ready.json();
     state(ready.ok ? "serving" : why.error, ready.ok ? "good" : "bad");
     const now = { at: Date.now(), sessions: sums(samples, "mksgate_sessions", "tenant"), counters: counters(samples), buckets: buckets(samples) };
-    first ??= now;
+    const last = history[history.length - 1];
+    // What the first look finds came before the page was opened.
+    const came = growth(now.buckets, last ? last.buckets : now.buckets);
+    since = joined(since, came);
+    warm(now.at, came);
     history.push(now);
     if (history.length > KEPT) history.shift();
     draw("sessions", history.map((p) => ({ at: p.at, values: p.sessions })), "no console is open");
@@ -255,7 +365,8 @@ async function look() {
     draw("events", rate("events"), "none", false);
     draw("refused", rate("refused"), "nobody was refused");
     draw("shed", rate("shed"), "nothing was shed");
-    latencies(now.buckets);
+    latencies();
+    heatmaps();
     figures(samples);
   } catch (error) {
     state(`no answer (${error.message})`, "bad");
