@@ -228,11 +228,7 @@ fn a_cell_dies_in_the_middle_of_a_transfer_and_the_other_goes_on() {
         assert_eq!(b.wait_closed(), "client_closed");
     }
     // One record per leg and end, and nothing is held any more.
-    let began = Instant::now();
-    while events(&b, "close").len() < 4 {
-        assert!(began.elapsed() < PATIENCE, "{:?}", b.audit());
-        std::thread::yield_now();
-    }
+    b.audit_with("close", 4);
     let numbers = |event: &str| {
         let mut ids: Vec<_> = events(&b, event).iter().map(|record| record["session"].to_string()).collect();
         ids.sort();

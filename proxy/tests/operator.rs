@@ -75,7 +75,7 @@ fn a_line_of_the_list_is_a_session_and_closes_it() {
     succeeds(&gate, &["sessions", "close", &session["id"].to_string()]);
     assert!(is_cut(&mut stream));
     assert_eq!(gate.wait_closed(), "operator");
-    let audit = gate.audit();
+    let audit = gate.audit_with("close", 1);
     let close = audit.iter().find(|r| r["event"] == "close").unwrap();
     assert_eq!(
         (&close["reason"], &close["tenant"], &close["user"]),

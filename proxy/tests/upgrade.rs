@@ -89,19 +89,6 @@ fn ping_all(streams: &mut [TcpStream]) {
     }
 }
 
-/// The audit trail, once it has so many ends: its writer is a thread of its own, and a log line says nothing of it.
-fn audit_of_ends(service: &Service, ends: usize) -> Vec<Value> {
-    let until = Instant::now() + Duration::from_secs(20);
-    loop {
-        let audit = service.gate.audit();
-        if audit.iter().filter(|record| record["event"] == "close").count() >= ends || Instant::now() > until
-        {
-            return audit;
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
 #[test]
 fn consoles_tickets_limits_and_accounts_go_on_in_the_new_process() {
     let tenants =
@@ -141,7 +128,7 @@ fn consoles_tickets_limits_and_accounts_go_on_in_the_new_process() {
     assert!(matches!(third.read(&mut [0; 1]), Ok(0) | Err(_)), "an operator's word reaches every console");
     service.gate.wait_log(|line| line["fields"]["message"] == "console closed");
 
-    let audit = audit_of_ends(&service, 2);
+    let audit = service.gate.audit_with("close", 2);
     let events = |kind: &str| -> Vec<(u64, Value)> {
         let of_kind = audit.iter().filter(|record| record["event"] == kind);
         of_kind.map(|record| (record["session"].as_u64().unwrap(), record["up_bytes"].clone())).collect()

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mksgate::ticket::{Claims, KeyRing, Target, TargetKind};
 use mksgate_bench::sim::Esxi;
@@ -264,7 +264,22 @@ impl Appliance {
 
     pub fn audit(&self) -> Vec<serde_json::Value> {
         let text = fs::read_to_string(self.dir.path().join("audit.jsonl")).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        // The last line may be under way.
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        whole.map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The same once it has so many records of an event: its writer is a thread of its own, and a log line says nothing of it.
+    pub fn audit_with(&self, event: &str, count: usize) -> Vec<serde_json::Value> {
+        let began = Instant::now();
+        loop {
+            let audit = self.audit();
+            if audit.iter().filter(|record| record["event"] == event).count() >= count {
+                return audit;
+            }
+            assert!(began.elapsed() < PATIENCE, "waited for {count} of {event}: {audit:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     pub fn open_files(&self) -> usize {
