@@ -99,6 +99,12 @@ fn console(gate: &Appliance, host: &Esxi, tenant: &str) -> TcpStream {
     client::open(client::authd(gate.authd), &ticket, VM).unwrap()
 }
 
+fn metrics_port(gate: &Appliance) -> SocketAddr {
+    let line = gate.seen().iter().find(|line| line["fields"]["message"] == "metrics");
+    let address = line.and_then(|line| line["fields"]["address"].as_str()?.parse().ok());
+    address.expect("the log says where the port is")
+}
+
 /// The table of latencies has so many of a stage.
 fn timed(stage: &str, count: u32) -> String {
     format!(
@@ -174,15 +180,33 @@ fn a_page_of_its_own_is_for_this_host_only_and_says_who_has_its_port() {
 }
 
 #[test]
+fn a_scraper_may_come_by_a_name_that_the_operator_gave() {
+    let names = "metrics_names = [\"cell1.example\", \"10.1.2.3\"]";
+    let admin = format!("[admin]\nsocket = \"admin.sock\"\nmetrics = \"127.0.0.1:0\"\n{names}");
+    let gate = Setup::new().with(&admin).start();
+    let port = metrics_port(&gate);
+    for host in ["cell1.example", "Cell1.Example:9464", "10.1.2.3:80", "localhost"] {
+        let answer = ask(port, host, "GET /metrics");
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("mksgate_"), "{host}: {answer}");
+    }
+    for host in ["cell1.example.evil.example", "evil.example", "cell2.example:9464"] {
+        let answer = ask(port, host, "GET /metrics");
+        assert!(answer.starts_with("HTTP/1.1 421") && answer.contains("admin.metrics_names"), "{answer}");
+    }
+    let path = gate.dir.path().join("mksgate.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("cell1.example", "cell1.example:9464")).unwrap();
+    let checked = mksgate().args(["check", "--config"]).arg(&path).output().unwrap();
+    let said = String::from_utf8_lossy(&checked.stderr) + String::from_utf8_lossy(&checked.stdout);
+    assert!(!checked.status.success() && said.contains("admin.metrics_names"), "{said}");
+    assert!(said.contains("without a port"), "{said}");
+}
+
+#[test]
 fn the_page_draws_what_the_appliance_counts_and_asks_nobody_else() {
     let admin = "[admin]\nsocket = \"admin.sock\"\nmetrics = \"127.0.0.1:0\"";
     let mut gate = Setup::new().with(admin).tenants(TENANTS).start();
-    let port: SocketAddr = gate
-        .seen()
-        .iter()
-        .find(|line| line["fields"]["message"] == "metrics")
-        .and_then(|line| line["fields"]["address"].as_str()?.parse().ok())
-        .expect("the log says where the port is");
+    let port = metrics_port(&gate);
     let host = host();
     strict(port);
     let Some(mut browser) = Browser::start() else { return };

@@ -1,6 +1,7 @@
 //! Routes and handlers.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Json;
@@ -8,7 +9,7 @@ use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{Method, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 use axum::{Extension, Router};
@@ -85,10 +86,10 @@ pub(super) fn router(admin: Admin, longest: Duration) -> Router {
 }
 
 /// The router of the loopback port: the public routes, and a page for people that draws them.
-pub(super) fn loopback_router(admin: Admin, longest: Duration) -> Router {
+pub(super) fn loopback_router(admin: Admin, names: Arc<[String]>, longest: Duration) -> Router {
     build(Routes::public(), page::router(), admin, longest)
         .layer(Extension(None::<Peer>))
-        .layer(from_fn(page::named_as_loopback))
+        .layer(from_fn_with_state(names, page::named_as_ours))
 }
 
 /// What somebody without permission gets, whatever he asks for.

@@ -9,7 +9,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri, header};
-use axum::middleware::from_fn;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use thiserror::Error;
@@ -99,7 +99,7 @@ fn router(client: Client) -> Router {
         .fallback(|uri: Uri| async move {
             ApiError::new(StatusCode::NOT_FOUND, format!("there is no {} here", uri.path()), SEE_OPENAPI)
         })
-        .layer(from_fn(page::named_as_loopback))
+        .layer(from_fn_with_state(Arc::from([]), page::named_as_ours))
         .with_state(client)
 }
 

@@ -46,6 +46,8 @@ pub struct AdminConfig {
     pub gids: Vec<u32>,
     /// A loopback port for /metrics, /live and /ready.
     pub metrics: Option<SocketAddr>,
+    /// Names besides those of loopback that this port answers to.
+    pub metrics_names: Vec<String>,
     /// Longest time for a request's head, and between two requests.
     pub head_timeout: Duration,
     /// Longest time for a request after its head.
@@ -59,6 +61,7 @@ impl Default for AdminConfig {
             uids: Vec::new(),
             gids: Vec::new(),
             metrics: None,
+            metrics_names: Vec::new(),
             head_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
         }
@@ -115,6 +118,7 @@ pub(super) fn held(addr: SocketAddr) -> String {
 pub struct Server {
     socket: UnixListener,
     metrics: Option<TcpListener>,
+    metrics_names: Arc<[String]>,
     /// Removes the socket at the end.
     file: SocketFile,
     limits: Limits,
@@ -179,6 +183,7 @@ impl Server {
         Ok(Self {
             socket,
             metrics,
+            metrics_names: config.metrics_names.into(),
             file,
             limits: Limits { head: config.head_timeout, request: config.request_timeout },
             admin,
@@ -208,7 +213,7 @@ impl Server {
     pub(crate) async fn run_until(mut self, replaced: impl Future<Output = ()>) {
         let mut replaced = std::pin::pin!(replaced);
         let router = router(self.admin.clone(), self.limits.request);
-        let loopback = loopback_router(self.admin.clone(), self.limits.request);
+        let loopback = loopback_router(self.admin.clone(), self.metrics_names.clone(), self.limits.request);
         let (slots, loopback_slots) =
             (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
         let mut connections = JoinSet::new();

@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::error::line_of;
 use super::file::{DeadlinesFile, File, FlowFile, LimitsFile, ListenFile, TenantFile, TicketsFile, WebFile};
 use super::{
-    Admin, Audit, Config, ConfigError, Console, Deadlines, Flow, Limits, Listen, Log, Sockets, Tenant,
-    Tickets, Tls, Web,
+    Audit, Config, ConfigError, Console, Deadlines, Flow, Limits, Listen, Log, Sockets, Tenant, Tickets, Tls,
+    Web, place,
 };
 use crate::backend::vcenter::config as vcenter;
 use crate::desk::config as desk;
@@ -19,13 +19,13 @@ use crate::flow::FlowConfig;
 use crate::ticket::TicketPolicy;
 
 /// Errors of one file, by key.
-struct Context<'a> {
+pub(super) struct Context<'a> {
     path: &'a Path,
     text: &'a str,
 }
 
 impl Context<'_> {
-    fn error(&self, key: &str, what: impl Display) -> ConfigError {
+    pub(super) fn error(&self, key: &str, what: impl Display) -> ConfigError {
         ConfigError {
             path: self.path.into(),
             line: line_of(self.text, key),
@@ -60,7 +60,7 @@ impl Context<'_> {
         if seconds == 0.0 { Ok(None) } else { self.duration(key, seconds).map(Some) }
     }
 
-    fn file(&self, path: PathBuf) -> PathBuf {
+    pub(super) fn file(&self, path: PathBuf) -> PathBuf {
         self.path.parent().map_or_else(|| path.clone(), |dir| dir.join(&path))
     }
 
@@ -87,10 +87,6 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
     let names: Vec<&String> = tenants.keys().collect();
     let desk =
         file.desk.map(|file| desk::check(file, &names, &vcenter, absolute)).transpose().map_err(wrong)?;
-    let metrics = match &file.admin.metrics {
-        None => None,
-        Some(address) => Some(loopback(&context, address)?),
-    };
     Ok(Config {
         path: path.into(),
         listen,
@@ -111,16 +107,11 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
                 .duration("sockets.user_timeout_seconds", file.sockets.user_timeout_seconds)?,
             mark: file.sockets.mark,
         },
-        admin: Admin {
-            socket: context.file(file.admin.socket),
-            uids: file.admin.uids,
-            gids: file.admin.gids,
-            metrics,
-        },
+        admin: place::admin(&context, file.admin)?,
         audit: Audit { file: file.audit.file.map(|f| context.file(f)), journal: file.audit.journal },
         log: Log { filter: file.log.filter, format: file.log.format },
         console: Console {
-            address: file.console_address.map(|name| console_address(&context, name)).transpose()?,
+            address: file.console_address.map(|name| place::console(&context, name)).transpose()?,
             tls_port: file.console_tls_port,
             authd_port: file.console_authd_port,
         },
@@ -132,18 +123,6 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
 }
 
 /// A bare name or address: it stands in URLs and in tickets.
-fn console_address(context: &Context<'_>, name: String) -> Result<String, ConfigError> {
-    let bare = name.trim_matches(['[', ']']);
-    let is_name =
-        !bare.is_empty() && bare.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
-    if is_name || bare.parse::<std::net::IpAddr>().is_ok() {
-        return Ok(bare.to_owned());
-    }
-    let what =
-        "is a name or an address without a port; ports are `console_tls_port` and `console_authd_port`";
-    Err(context.error("console_address", what))
-}
-
 fn listen(context: &Context<'_>, file: &ListenFile) -> Result<Listen, ConfigError> {
     let listen = Listen {
         tls: context.addresses("listen.tls", &file.tls)?,
@@ -229,20 +208,6 @@ fn flow(context: &Context<'_>, file: &FlowFile) -> Result<Flow, ConfigError> {
         return Err(context.error("flow.pipe_bytes", "must be a power of two from 4096 to 1048576"));
     }
     Ok(flow)
-}
-
-fn loopback(context: &Context<'_>, text: &str) -> Result<SocketAddr, ConfigError> {
-    let address: SocketAddr = text.parse().map_err(|_| {
-        context.error("admin.metrics", format!("`{text}` is no address with a port; write 127.0.0.1:9464"))
-    })?;
-    if address.ip().is_loopback() {
-        Ok(address)
-    } else {
-        Err(context.error(
-            "admin.metrics",
-            "must be a loopback address: there is no login on it; let a local agent collect it",
-        ))
-    }
 }
 
 fn tenants(

@@ -211,11 +211,13 @@ pub(super) struct AdminFile {
     pub(super) uids: Vec<u32>,
     pub(super) gids: Vec<u32>,
     pub(super) metrics: Option<String>,
+    pub(super) metrics_names: Vec<String>,
 }
 
 impl Default for AdminFile {
     fn default() -> Self {
-        Self { socket: "/run/mksgate/admin.sock".into(), uids: vec![], gids: vec![], metrics: None }
+        let socket = "/run/mksgate/admin.sock".into();
+        Self { socket, uids: vec![], gids: vec![], metrics: None, metrics_names: vec![] }
     }
 }
 

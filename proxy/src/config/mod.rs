@@ -6,6 +6,7 @@
 mod check;
 mod error;
 mod file;
+mod place;
 mod tenant;
 
 use std::collections::BTreeMap;
@@ -201,6 +202,8 @@ pub struct Admin {
     pub gids: Vec<u32>,
     /// Loopback address of `/metrics`, `/live`, `/ready`.
     pub metrics: Option<SocketAddr>,
+    /// Names besides those of loopback that its callers may use.
+    pub metrics_names: Vec<String>,
 }
 
 /// Audit records.

@@ -136,6 +136,7 @@ async fn bind(
         uids: config.admin.uids.clone(),
         gids: config.admin.gids.clone(),
         metrics: config.admin.metrics,
+        metrics_names: config.admin.metrics_names.clone(),
         ..AdminConfig::default()
     };
     let inherited = inheritance.map(Inheritance::admin).unwrap_or_default();
