@@ -43,8 +43,9 @@ fn what_keeps_the_program_out_of_the_kernel_is_said_and_gone_when_it_is() {
     let config = setup.write();
     for (without, named) in [
         ("-bpf,-sys_admin", "CAP_BPF"),
+        ("-perfmon,-sys_admin", "CAP_PERFMON"),
         ("-net_admin", "CAP_NET_ADMIN"),
-        ("-bpf,-net_admin,-sys_admin", "CAP_BPF and CAP_NET_ADMIN"),
+        ("-bpf,-perfmon,-net_admin,-sys_admin", "CAP_BPF and CAP_PERFMON and CAP_NET_ADMIN"),
     ] {
         let said = gate_line(lacking(without), &config);
         assert_eq!(said["verdict"], "warn", "it cannot be told from there: {said}");

@@ -7,7 +7,7 @@ use crate::xdp::{Enabled, GateError, OBJECT, Program, ShedStatus, missing_capabi
 
 const CHECK: &str = "xdp";
 const DROP_IN: &str =
-    "copy drop-ins/xdp.conf to /etc/systemd/system/mksgate.service.d/ (CAP_BPF, bpf(2)) and restart";
+    "copy drop-ins/xdp.conf to /etc/systemd/system/mksgate.service.d/ (CAP_BPF, CAP_PERFMON, bpf(2)) and restart";
 
 pub(super) fn examine(config: &Config) -> Vec<Finding> {
     let enabled = config.xdp.enabled;
@@ -65,7 +65,7 @@ fn trial(enabled: Enabled, missing: Vec<&str>, load: impl FnOnce() -> Result<(),
         Ok(()) => Finding::ok(
             CHECK,
             format!(
-                "this kernel takes the program; the service needs CAP_BPF and CAP_NET_ADMIN for it ({DROP_IN})"
+                "this kernel takes the program; the service needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN for it ({DROP_IN})"
             ),
         ),
         Err(error) => off(enabled, error.to_string(), "do what it says, or set xdp.enabled to \"off\""),

@@ -78,17 +78,21 @@ pub enum InterfaceProblem {
     Other(String),
 }
 
-/// Every capability the gate needs, by its number in linux/capability.h.
-const CAPABILITIES: [(u32, &str); 2] = [(39, "CAP_BPF"), (12, "CAP_NET_ADMIN")];
+/// Every capability the gate needs, by its number in linux/capability.h. Without CAP_PERFMON the verifier is stricter about
+/// pointers and speculation (`bpf_allow_ptr_leaks`, `bpf_bypass_spec_v1` in linux/bpf.h); that of Linux 6.18 then refuses
+/// the program.
+const CAPABILITIES: [(u32, &str); 3] = [(39, "CAP_BPF"), (38, "CAP_PERFMON"), (12, "CAP_NET_ADMIN")];
+/// CAP_SYS_ADMIN, which implies the first two (`bpf_capable` and `perfmon_capable` in linux/capability.h).
+const SYS_ADMIN: u32 = 21;
 
 /// Names of the capabilities that the process lacks; empty if it has them all.
 pub fn missing_capabilities() -> Vec<&'static str> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(u64::MAX);
-    // CAP_SYS_ADMIN (21) implies CAP_BPF.
-    let has = |bit: u32| effective >> bit & 1 != 0 || (bit == 39 && effective >> 21 & 1 != 0);
-    CAPABILITIES.iter().filter(|(bit, _)| !has(*bit)).map(|(_, name)| *name).collect()
+    let bit = |bit: u32| effective >> bit & 1 != 0;
+    let has = |number: u32| bit(number) || (matches!(number, 38 | 39) && bit(SYS_ADMIN));
+    CAPABILITIES.iter().filter(|(number, _)| !has(*number)).map(|(_, name)| *name).collect()
 }
 
 /// The running kernel's release.
