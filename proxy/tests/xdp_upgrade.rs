@@ -5,13 +5,10 @@ mod site;
 mod support;
 mod xdp_support;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use site::{Refusal, Site, setup};
+use site::{Refusal, Site, echoes, setup};
 use xdp_support::wire::{client4, until};
 
 const XDP: &str =
@@ -32,13 +29,6 @@ fn says(site: &Site, args: &[&str]) -> String {
     let output = site.appliance.command(args);
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
-}
-
-fn echoes(console: &mut TcpStream) {
-    console.write_all(b"alive").unwrap();
-    let mut answer = [0; 5];
-    console.read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"alive");
 }
 
 /// Shed in the kernel, sooner or later; never let in.

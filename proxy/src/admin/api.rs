@@ -147,8 +147,10 @@ async fn ready(State(admin): State<Admin>) -> Response {
     }
 }
 
-async fn metrics_text(State(admin): State<Admin>) -> Response {
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], admin.metrics.encode()).into_response()
+async fn metrics_text(State(admin): State<Admin>) -> Result<Response, ApiError> {
+    // A sample may be another process's to give.
+    let text = off_thread(move || admin.metrics.encode()).await?;
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
 async fn openapi() -> Response {

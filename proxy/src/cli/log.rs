@@ -12,20 +12,20 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use super::lines::{Flush, Lines};
-use crate::config::{Config, LogFormat};
+use crate::config::{Log, LogFormat};
 
 /// The log that was started: its filter can be changed while it runs, and what waits is written when this is dropped.
 type Started = (reload::Handle<EnvFilter, Registry>, Flush);
 
 /// Starts the log.
-pub(super) fn start(config: &Config) -> Result<Started, Box<dyn Error>> {
-    let filter = EnvFilter::try_new(&config.log.filter).map_err(|error| format!("log.filter: {error}"))?;
+pub(super) fn start(config: &Log) -> Result<Started, Box<dyn Error>> {
+    let filter = EnvFilter::try_new(&config.filter).map_err(|error| format!("log.filter: {error}"))?;
     let (filter, handle) = reload::Layer::new(filter);
     let base = tracing_subscriber::registry().with(filter);
     let lines = Lines::to_stderr();
     let flush = Flush(lines.clone());
     let stderr = || tracing_subscriber::fmt::layer().with_writer(lines).with_ansi(false);
-    match config.log.format {
+    match config.format {
         LogFormat::Json => base.with(stderr().json()).try_init()?,
         // systemd sets JOURNAL_STREAM for a service whose stderr is the journal.
         LogFormat::Auto if std::env::var_os("JOURNAL_STREAM").is_some() => {

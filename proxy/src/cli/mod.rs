@@ -7,6 +7,7 @@ mod console;
 mod desk;
 mod doctor;
 pub mod hist;
+mod keep;
 mod lines;
 mod log;
 pub mod output;

@@ -48,11 +48,11 @@ pub fn run(path: &Path) -> Result<(), Failure> {
 fn serve(path: &Path, inheritance: &mut Option<Inheritance>) -> Result<(), Failure> {
     let config = Config::load(path)?;
     // Kept to the end: what waits to be logged is written when it is dropped.
-    let (filter, _log) = log::start(&config)?;
+    let (filter, _log) = log::start(&config.log)?;
     tell_of_the_build(&config);
     let listeners = bind(&config, inheritance.as_mut())?;
     let threads = front_threads(&config);
-    let gate = build(config, &listeners, inheritance.as_ref().map(Inheritance::epoch))?;
+    let gate = build(config, &listeners, inheritance.as_ref())?;
     for listener in &listeners {
         let address = listener.socket.local_addr()?;
         tracing::info!(door = listener.door.listener(), %address, "listening");
@@ -72,7 +72,7 @@ fn ports(listeners: &[Listener]) -> Ports {
     Ports { tls: first(false), authd: first(true) }
 }
 
-fn build(config: Config, listeners: &[Listener], epoch: Option<Instant>) -> Result<Arc<Gate>, Failure> {
+fn build(config: Config, listeners: &[Listener], elder: Option<&Inheritance>) -> Result<Arc<Gate>, Failure> {
     let now = Instant::now();
     let keys = KeyRing::load(&config.tickets.keys)?;
     let provider = config.tls.policy.provider();
@@ -81,7 +81,7 @@ fn build(config: Config, listeners: &[Listener], epoch: Option<Instant>) -> Resu
     let metrics = Metrics::new();
     metrics.set_tenants(&config.tenants.keys().cloned().collect::<Vec<_>>());
     let mut flow = config.flow.engine();
-    flow.epoch = epoch;
+    flow.epoch = elder.map(Inheritance::epoch);
     let turns = metrics.clone();
     flow.on_turn = Some(Arc::new(move |took| turns.record(Stage::FlowTurn, took)));
     let engines = Engines::start(&flow)?;
@@ -97,7 +97,7 @@ fn build(config: Config, listeners: &[Listener], epoch: Option<Instant>) -> Resu
     let hosts = Arc::<Hosts>::default();
     let sampled = hosts.clone();
     metrics.add_source(move |out| sampled.sample(out));
-    let xdp = start_xdp(&config, listeners, &audit)?;
+    let xdp = start_xdp(&config, listeners, elder.is_some(), &audit)?;
     let (shed, counts) = (xdp.clone(), xdp.clone());
     metrics.add_source(move |out| shed.sample(out));
     let tenants = Tenants::new(&config.tenants, now);
@@ -141,10 +141,15 @@ fn tell_of_the_build(config: &Config) {
 }
 
 /// The XDP gate before the first packet is wanted. What it sheds is told in the log and the audit trail, in samples.
-fn start_xdp(config: &Config, listeners: &[Listener], audit: &Arc<Audit>) -> Result<Arc<Shed>, Failure> {
+fn start_xdp(
+    config: &Config,
+    listeners: &[Listener],
+    heir: bool,
+    audit: &Arc<Audit>,
+) -> Result<Arc<Shed>, Failure> {
     let listen = listeners.iter().map(|l| l.socket.local_addr()).collect::<io::Result<Vec<_>>>()?;
     let audit = audit.clone();
-    let shed = xdp::start(config.xdp.clone(), xdp::policy(config, &listen), move |dropped| {
+    let shed = xdp::start(config.xdp.clone(), xdp::policy(config, &listen), heir, move |dropped| {
         tracing::info!(source = %dropped.source, destination = %dropped.destination, tenant = dropped.tenant, reason = dropped.verdict, "XDP gate shed a connection (sampled)");
         audit.shed(dropped);
     })?;

@@ -2,7 +2,8 @@
 
 use clap::{Args, Subcommand};
 
-use super::output::{Align, Outcome, Report, SocketArg, print, table, to_json};
+use super::keep::KeepCommand;
+use super::output::{Align, Outcome, SocketArg, print, table, to_json};
 use crate::admin::SourceList;
 use crate::xdp::{GateStatus, OnLimit, ShedStatus};
 
@@ -23,6 +24,11 @@ enum What {
         #[arg(long)]
         json: bool,
     },
+    /// Hold the gate for a proxy that lacks the privileges for it (mksgate-xdp.service)
+    ///
+    /// The proxy finds it by `[xdp] keeper`. Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; attaches nothing before a proxy
+    /// asks for it.
+    Keep(KeepCommand),
     /// The sources that sent most connection attempts, shed ones first
     TopSources {
         #[command(flatten)]
@@ -42,23 +48,16 @@ impl XdpCommand {
     /// # Errors
     /// The appliance does not answer or refuses.
     pub fn run(&self) -> Outcome {
-        print(&self.report()?)
-    }
-
-    /// What [`XdpCommand::run`] prints.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn report(&self) -> Report {
         match &self.what {
             What::Status { socket, json } => {
                 let status: ShedStatus = socket.client().get("/v1/xdp")?;
-                if *json { to_json(&status) } else { Ok(render(&status)) }
+                print(&if *json { to_json(&status)? } else { render(&status) })
             }
             What::TopSources { socket, count, json } => {
                 let list: SourceList = socket.client().get(&format!("/v1/xdp/sources?count={count}"))?;
-                if *json { to_json(&list) } else { Ok(sources(&list)) }
+                print(&if *json { to_json(&list)? } else { sources(&list) })
             }
+            What::Keep(keep) => keep.run(),
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::backend::vcenter::config as vcenter;
 use crate::desk::config as desk;
 use crate::flow::FlowConfig;
 use crate::ticket::TicketPolicy;
+use crate::xdp::XdpSection;
 
 /// Errors of one file, by key.
 pub(super) struct Context<'a> {
@@ -117,7 +118,9 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
         },
         vcenter,
         desk,
-        xdp: file.xdp.validate().map_err(|error| context.error(error.key, &error.what))?,
+        xdp: XdpSection { keeper: file.xdp.keeper.map(absolute), ..file.xdp }
+            .validate()
+            .map_err(|error| context.error(error.key, &error.what))?,
         tenants,
     })
 }

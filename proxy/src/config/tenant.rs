@@ -5,8 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// What a tenant's consoles may do to the power of their VM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ConsolePower {
     /// Nothing.
@@ -53,7 +55,8 @@ impl Tenant {
 }
 
 /// An address range.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Cidr {
     address: IpAddr,
     prefix: u8,
@@ -118,6 +121,20 @@ impl FromStr for Cidr {
             return Err(format!("`{text}` has bits behind the prefix; write {network}/{prefix}"));
         }
         Ok(Self { address, prefix })
+    }
+}
+
+impl TryFrom<String> for Cidr {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Cidr> for String {
+    fn from(range: Cidr) -> String {
+        range.to_string()
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod doors;
 mod drain;
-mod notify;
+pub(crate) mod notify;
 mod operator;
 mod program;
 mod reload;
@@ -108,6 +108,7 @@ pub fn run(control: Arc<Control>, inheritance: &mut Option<Inheritance>) -> Resu
     })?;
     if let Some(inheritance) = inheritance {
         inheritance.take(&gate)?;
+        gate.xdp.in_charge();
     }
     // What fails from here on is this process's failure.
     *inheritance = None;

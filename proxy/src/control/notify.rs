@@ -14,7 +14,7 @@ use nix::time::{ClockId, clock_gettime};
 const AFTER_DRAIN: Duration = Duration::from_secs(30);
 
 /// The way to the service manager.
-pub(super) struct Manager {
+pub(crate) struct Manager {
     socket: Option<(UnixDatagram, SocketAddr)>,
     /// Another process speaks for the service.
     silent: AtomicBool,
@@ -22,7 +22,7 @@ pub(super) struct Manager {
 
 impl Manager {
     /// The one that started this process, if it wants to be told.
-    pub(super) fn of_this_process() -> Self {
+    pub(crate) fn of_this_process() -> Self {
         let socket = env::var_os("NOTIFY_SOCKET").and_then(|name| {
             let address = match name.as_bytes() {
                 [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
@@ -33,8 +33,8 @@ impl Manager {
         Self { socket, silent: AtomicBool::new(false) }
     }
 
-    /// Consoles can be opened.
-    pub(super) fn ready(&self) {
+    /// What the service is there for can be had.
+    pub(crate) fn ready(&self) {
         self.tell("READY=1\nSTATUS=serving");
     }
 

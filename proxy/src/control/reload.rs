@@ -45,7 +45,7 @@ impl Control {
         match &result {
             Ok(Reloaded { changed, needs_restart }) => {
                 tracing::info!(?changed, ?needs_restart, "configuration reloaded");
-                if self.gate.xdp.gate().is_none() {
+                if !self.gate.xdp.can_change() {
                     xdp::missing_interfaces(&self.gate.config.load().xdp).for_each(|(interface, problem)| {
                         tracing::warn!(interface, %problem, "no XDP gate there after a restart");
                     });
@@ -68,7 +68,7 @@ impl Control {
         let listen: Vec<_> = self.doors.addresses().iter().map(|(_, address)| *address).collect();
         gate.xdp.update(new.xdp.clone(), xdp::policy(&new, &listen))?;
         // Nothing below can fail.
-        let reloaded = compare(&old, &new, gate.xdp.gate().is_some());
+        let reloaded = compare(&old, &new, gate.xdp.can_change());
         gate.presented.replace(certified);
         gate.tls.store(Arc::new(tls));
         gate.provider.store(provider.clone());
@@ -132,6 +132,7 @@ fn compare(old: &Config, new: &Config, gate: bool) -> Reloaded {
             ("audit", old.audit != new.audit),
             ("xdp.enabled", old.xdp.enabled != new.xdp.enabled),
             ("xdp.interfaces", !gate && moved),
+            ("xdp.keeper", old.xdp.keeper != new.xdp.keeper),
             ("xdp.mode", old.xdp.mode != new.xdp.mode),
             ("xdp.max_sources", old.xdp.max_sources != new.xdp.max_sources),
             ("log.format", old.log.format != new.log.format),

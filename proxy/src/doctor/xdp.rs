@@ -1,13 +1,15 @@
 //! The XDP gate: what the running appliance says of it, or whether this kernel would take the program.
 
+use std::path::Path;
+
 use super::Finding;
 use crate::admin::client::Client;
 use crate::config::Config;
-use crate::xdp::{Enabled, GateError, OBJECT, Program, ShedStatus, missing_capabilities, policy};
+use crate::xdp::{Enabled, GateError, OBJECT, Program, ShedStatus, look_at, missing_capabilities, policy};
 
 const CHECK: &str = "xdp";
-const DROP_IN: &str =
-    "copy drop-ins/xdp.conf to /etc/systemd/system/mksgate.service.d/ (CAP_BPF, CAP_PERFMON, bpf(2)) and restart";
+const KEEPER: &str = "copy drop-ins/xdp.conf to /etc/systemd/system/mksgate.service.d/, set xdp.keeper to \
+                      \"/run/mksgate-xdp/keeper.sock\" and restart";
 
 pub(super) fn examine(config: &Config) -> Vec<Finding> {
     let enabled = config.xdp.enabled;
@@ -26,6 +28,9 @@ pub(super) fn examine(config: &Config) -> Vec<Finding> {
     }
     match Client::new(&config.admin.socket).get::<ShedStatus>("/v1/xdp") {
         Ok(status) => running(enabled, &status),
+        Err(_) if config.xdp.keeper.is_some() => {
+            config.xdp.keeper.iter().map(|at| kept(enabled, at)).collect()
+        }
         Err(_) => vec![trial(enabled, missing_capabilities(), || {
             Program::load(&policy(config, &[]), &[], 256).map(drop)
         })],
@@ -37,7 +42,7 @@ fn running(enabled: Enabled, status: &ShedStatus) -> Vec<Finding> {
     let Some(gate) = &status.gate else {
         let why = status.off.clone().unwrap_or_default();
         let remedy =
-            if why.contains("CAP_") { DROP_IN } else { "do what it says; until then floods cost more CPU" };
+            if why.contains("CAP_") { KEEPER } else { "do what it says; until then floods cost more CPU" };
         return vec![off(enabled, format!("off: {why}"), remedy)];
     };
     let each = gate.interfaces.iter().map(|interface| {
@@ -55,6 +60,16 @@ fn running(enabled: Enabled, status: &ShedStatus) -> Vec<Finding> {
     each.collect()
 }
 
+/// The keeper is there for the service that does not run.
+fn kept(enabled: Enabled, socket: &Path) -> Finding {
+    match look_at(socket) {
+        Ok(_) => Finding::ok(CHECK, format!("the keeper at {} waits for the service", socket.display())),
+        Err(error) => {
+            off(enabled, error.to_string(), "systemctl start mksgate-xdp, or take [xdp] keeper away")
+        }
+    }
+}
+
 /// The program loaded and thrown away: what the service will do at its start.
 fn trial(enabled: Enabled, missing: Vec<&str>, load: impl FnOnce() -> Result<(), GateError>) -> Finding {
     if !missing.is_empty() {
@@ -65,7 +80,8 @@ fn trial(enabled: Enabled, missing: Vec<&str>, load: impl FnOnce() -> Result<(),
         Ok(()) => Finding::ok(
             CHECK,
             format!(
-                "this kernel takes the program; the service needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN for it ({DROP_IN})"
+                "this kernel takes the program; the service needs a keeper for it ({KEEPER}), or CAP_BPF, CAP_PERFMON \
+                 and CAP_NET_ADMIN"
             ),
         ),
         Err(error) => off(enabled, error.to_string(), "do what it says, or set xdp.enabled to \"off\""),

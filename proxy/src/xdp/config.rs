@@ -1,9 +1,11 @@
 //! The `[xdp]` section of the configuration.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use mksgate_common::bucket::Rate;
 use serde::{Deserialize, Serialize};
+
+use super::message::WrittenRate;
 
 /// `[xdp]` as it is written.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -15,6 +17,8 @@ pub struct XdpSection {
     pub interfaces: Vec<String>,
     /// `"auto"` (default: native, else generic), `"native"` or `"generic"`.
     pub mode: Option<Mode>,
+    /// Socket of the process that holds the gate (`mksgate xdp keep`); without, this one does.
+    pub keeper: Option<PathBuf>,
     /// `"drop"` (default) or `"reset"`.
     pub on_limit: Option<OnLimit>,
     /// SYNs a second of one source (an IPv4 address, an IPv6 /64); 0 = no limit. Default 20.
@@ -80,7 +84,8 @@ pub enum OnLimit {
 }
 
 /// `[xdp]` as it holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct XdpConfig {
     /// Whether to have the gate.
     pub enabled: Enabled,
@@ -88,6 +93,9 @@ pub struct XdpConfig {
     pub interfaces: Vec<String>,
     /// Where in the kernel.
     pub mode: Mode,
+    /// Whose the gate is, if not this process's.
+    #[serde(skip)]
+    pub keeper: Option<PathBuf>,
     /// Entries of the tables of sources.
     pub max_sources: u32,
     /// SYNs for each session that a tenant's rate allows.
@@ -97,19 +105,25 @@ pub struct XdpConfig {
 }
 
 /// Limits that belong to no tenant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Limits {
     /// What a shed SYN gets.
     pub on_limit: OnLimit,
     /// Of each source.
+    #[serde(with = "WrittenRate")]
     pub source: Rate,
     /// Of all together.
+    #[serde(with = "WrittenRate")]
     pub global: Rate,
     /// Of all sources that no tenant is known for.
+    #[serde(with = "WrittenRate")]
     pub shared: Rate,
     /// Of resets.
+    #[serde(with = "WrittenRate")]
     pub resets: Rate,
     /// Of drop events.
+    #[serde(with = "WrittenRate")]
     pub events: Rate,
     /// How long a source stays known.
     pub learned: Duration,
@@ -134,19 +148,14 @@ impl XdpSection {
     /// # Errors
     /// Names the key, what it holds and what it may hold.
     pub fn validate(&self) -> Result<XdpConfig, XdpConfigError> {
-        let max_sources = self.max_sources.unwrap_or(65_536);
-        range("xdp.max_sources", max_sources.into(), 256..=16_777_216, "256 to 16777216")?;
-        let learned = self.learned_seconds.unwrap_or(86_400);
-        range("xdp.learned_seconds", learned, 0..=31_536_000, "0 (learn nothing) to 31536000 (a year)")?;
-        let headroom = self.tenant_headroom.unwrap_or(4);
-        range("xdp.tenant_headroom", headroom.into(), 1..=1000, "1 to 1000")?;
         let global = self.global_per_second.unwrap_or(0);
-        Ok(XdpConfig {
+        let config = XdpConfig {
             enabled: self.enabled.unwrap_or_default(),
-            interfaces: names(&self.interfaces)?,
+            interfaces: self.interfaces.clone(),
             mode: self.mode.unwrap_or_default(),
-            max_sources,
-            tenant_headroom: headroom,
+            keeper: self.keeper.clone(),
+            max_sources: self.max_sources.unwrap_or(65_536),
+            tenant_headroom: self.tenant_headroom.unwrap_or(4),
             limits: Limits {
                 on_limit: self.on_limit.unwrap_or_default(),
                 source: rate(self.source_per_second.unwrap_or(20), self.source_burst.unwrap_or(40)),
@@ -154,9 +163,25 @@ impl XdpSection {
                 shared: rate(self.shared_per_second.unwrap_or(200), self.shared_burst.unwrap_or(400)),
                 resets: Rate::per_second(self.resets_per_second.unwrap_or(1000), 100),
                 events: Rate::per_second(self.events_per_second.unwrap_or(10), 10),
-                learned: Duration::from_secs(learned),
+                learned: Duration::from_secs(self.learned_seconds.unwrap_or(86_400)),
             },
-        })
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+impl XdpConfig {
+    /// Whether it may be so, wherever it comes from.
+    ///
+    /// # Errors
+    /// As [`XdpSection::validate`].
+    pub fn check(&self) -> Result<(), XdpConfigError> {
+        let learned = self.limits.learned.as_secs();
+        range("xdp.max_sources", self.max_sources.into(), 256..=16_777_216, "256 to 16777216")?;
+        range("xdp.learned_seconds", learned, 0..=31_536_000, "0 (learn nothing) to 31536000 (a year)")?;
+        range("xdp.tenant_headroom", self.tenant_headroom.into(), 1..=1000, "1 to 1000")?;
+        names(&self.interfaces)
     }
 }
 
@@ -184,7 +209,7 @@ fn range(
     Err(XdpConfigError { key, what: format!("{value}: must be {must}") })
 }
 
-fn names(names: &[String]) -> Result<Vec<String>, XdpConfigError> {
+fn names(names: &[String]) -> Result<(), XdpConfigError> {
     for (i, name) in names.iter().enumerate() {
         let fits =
             (1..=NAME).contains(&name.len()) && !name.contains(|c: char| c == '/' || c.is_whitespace());
@@ -198,7 +223,7 @@ fn names(names: &[String]) -> Result<Vec<String>, XdpConfigError> {
             return Err(XdpConfigError { key: "xdp.interfaces", what });
         }
     }
-    Ok(names.to_vec())
+    Ok(())
 }
 
 #[cfg(test)]

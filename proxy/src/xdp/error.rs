@@ -1,6 +1,6 @@
 //! Why the gate cannot be had, in an operator's words: what, where, the remedy.
 
-use std::{fs, io};
+use std::{fs, io, path::PathBuf};
 
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
@@ -53,6 +53,20 @@ pub enum GateError {
         /// Why.
         problem: InterfaceProblem,
     },
+    /// The keeper of the gate does not answer.
+    #[error(
+        "no answer from the XDP gate's keeper at {}: {error}; `systemctl status mksgate-xdp` tells more", socket.display()
+    )]
+    Keeper {
+        /// `[xdp] keeper`.
+        socket: PathBuf,
+        /// How it failed.
+        #[source]
+        error: io::Error,
+    },
+    /// The keeper refuses.
+    #[error("the XDP gate's keeper: {0}")]
+    Kept(String),
     /// The policy contradicts itself.
     #[error(transparent)]
     Policy(#[from] PolicyError),

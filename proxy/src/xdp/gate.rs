@@ -1,17 +1,13 @@
 //! The gate as the rest of the proxy sees it.
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool, atomic::Ordering},
     thread::JoinHandle,
 };
 
 use mksgate_common::map::{Learned, SourceKey};
-use nix::{
-    sys::eventfd::{EfdFlags, EventFd},
-    time::{ClockId, clock_gettime},
-};
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -22,6 +18,7 @@ use super::{
     interface::{Interface, enough, interface_names},
     maps::Program,
     policy::Policy,
+    told::Told,
     worker,
 };
 
@@ -34,21 +31,9 @@ pub struct Gate {
 /// Between the gate's handle and its thread.
 pub(super) struct Shared {
     pub inner: Mutex<Inner>,
-    pending: Mutex<Pending>,
-    pub wake: EventFd,
+    pub told: Told,
     stop: AtomicBool,
 }
-
-/// What the proxy has told and the kernel does not know yet.
-#[derive(Default)]
-pub(super) struct Pending {
-    pub active: HashMap<u32, u32>,
-    /// Tenant (0: several) and when, by source.
-    pub learned: HashMap<SourceKey, (u32, u64)>,
-}
-
-/// Sources waiting to be made known; past it new ones wait for their next ticket.
-const MAX_PENDING: usize = 4096;
 
 /// Nanoseconds of CLOCK_MONOTONIC, the program's clock.
 pub fn monotonic() -> u64 {
@@ -96,29 +81,20 @@ impl Gate {
             known_sources: 0,
             holds: false,
         };
-        let io = |what| move |error: std::io::Error| GateError::Io { what, error };
-        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|e| io("eventfd")(e.into()))?;
-        let shared = Arc::new(Shared {
-            inner: Mutex::new(inner),
-            pending: Mutex::default(),
-            wake,
-            stop: AtomicBool::new(false),
-        });
+        let shared =
+            Arc::new(Shared { inner: Mutex::new(inner), told: Told::new()?, stop: AtomicBool::new(false) });
         let for_worker = shared.clone();
         let worker = std::thread::Builder::new()
             .name("xdp".into())
             .spawn(move || worker::run(&for_worker, &on_drop))
-            .map_err(io("starting its thread"))?;
+            .map_err(|error| GateError::Io { what: "starting its thread", error })?;
         Ok(Gate { shared, worker: Some(worker) })
     }
 
     /// Publishes how many sessions a tenant has now; the kernel knows at once, or a few milliseconds later under load.
     /// Calls for one tenant take effect in the order they are made.
     pub fn set_active(&self, tenant: u32, sessions: u32) {
-        self.shared.tell(|pending| {
-            pending.active.insert(tenant, sessions);
-        });
+        self.shared.told.set_active(tenant, sessions);
     }
 
     /// A tenant's sessions as the kernel has them.
@@ -133,14 +109,11 @@ impl Gate {
     /// A valid ticket of `tenant` came from `source` (the TCP peer, not what a PROXY header says) at `now`, see
     /// [`monotonic`]. A source with tickets of several tenants becomes nobody's; a load balancer never is learned.
     pub fn learn(&self, source: IpAddr, tenant: u32, now: u64) {
-        let key = source_key(source);
-        self.shared.tell(|pending| {
-            if let Some((known, at)) = pending.learned.get_mut(&key) {
-                (*known, *at) = (if *known == tenant { tenant } else { 0 }, now);
-            } else if pending.learned.len() < MAX_PENDING {
-                pending.learned.insert(key, (tenant, now));
-            }
-        });
+        self.learn_key(source_key(source), tenant, now);
+    }
+
+    pub(super) fn learn_key(&self, source: SourceKey, tenant: u32, now: u64) {
+        self.shared.told.learn(source, tenant, now);
     }
 
     /// Brings another configuration into force without detaching where it stays: the policy, the limits, and the
@@ -152,6 +125,11 @@ impl Gate {
     /// the interfaces it had.
     pub fn update(&self, config: XdpConfig, policy: Policy) -> Result<(), GateError> {
         self.shared.inner().update(config, policy)
+    }
+
+    /// Off every interface at once, whoever else holds the gate yet.
+    pub(super) fn detach(&self) {
+        self.shared.inner().interfaces.clear();
     }
 
     /// From now on a younger mksgate may take the links, as it does at first.
@@ -221,6 +199,12 @@ impl Gate {
         Ok(loudest(sources, count))
     }
 
+    /// An interface without it, and why.
+    pub fn problem(&self) -> Option<(String, String)> {
+        let off = self.status().interfaces.into_iter().find(|interface| interface.mode == "off")?;
+        Some((off.name, off.problem.unwrap_or_default()))
+    }
+
     /// Where it is and what it holds.
     pub fn status(&self) -> GateStatus {
         self.shared.inner().status()
@@ -230,8 +214,7 @@ impl Gate {
 impl Drop for Gate {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        // A full eventfd wakes as well, and it cannot fail otherwise.
-        let _ = self.shared.wake.write(1);
+        self.shared.told.wake();
         if let Some(worker) = self.worker.take() {
             let _ = worker.join();
         }
@@ -246,21 +229,5 @@ impl Shared {
 
     pub fn stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
-    }
-
-    pub fn take_pending(&self) -> Pending {
-        std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Notes something down and wakes the thread, once for all that is noted before it runs.
-    fn tell(&self, note: impl FnOnce(&mut Pending)) {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = pending.active.is_empty() && pending.learned.is_empty();
-        note(&mut pending);
-        drop(pending);
-        if idle {
-            // A full eventfd wakes as well, and it cannot fail otherwise.
-            let _ = self.wake.write(1);
-        }
     }
 }

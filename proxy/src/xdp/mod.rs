@@ -5,9 +5,12 @@
 //!                      ↑                     ↑
 //!  set_active, learn ──┴── worker thread ────┴── interfaces that come and go, drop events
 //! ```
+//! All of that is in this process, or in a keeper's ([`Keeper`]), which this one tells by a socket ([`Remote`]).
+//!
 //! It decides capacity, never policy: without it every limit still holds in userspace, only later.
 
 mod address;
+mod ask;
 mod attach;
 mod config;
 mod counters;
@@ -15,15 +18,20 @@ mod error;
 mod gate;
 mod inner;
 mod interface;
+mod keeper;
 mod lines;
 mod local;
 mod maps;
+mod message;
 mod netlink;
 mod policy;
+mod remote;
 mod samples;
 mod serve;
+mod told;
 mod worker;
 
+pub use ask::{Seen, look_at};
 pub use attach::missing_interfaces;
 pub use config::{Enabled, Limits, Mode, OnLimit, XdpConfig, XdpConfigError, XdpSection};
 pub use counters::{CounterReport, DropEvent, LoudSource, TenantReport};
@@ -31,8 +39,10 @@ pub use error::{GateError, InterfaceProblem, missing_capabilities};
 pub use gate::{Estate, Gate, monotonic};
 pub use inner::GateStatus;
 pub use interface::InterfaceStatus;
+pub use keeper::Keeper;
 pub use maps::{Outcome, Program};
 pub use policy::{MAX_TENANT, Policy, PolicyError, TenantPolicy};
+pub use remote::Remote;
 pub use serve::{Shed, ShedStatus, TenantSyns, VerdictCount, policy, start};
 
 /// The compiled XDP program, if this build has one.

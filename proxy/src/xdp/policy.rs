@@ -9,15 +9,18 @@ use mksgate_common::{
     bucket::Rate,
     map::{Address, BALANCER, Destination, Globals, PORT_WORDS, PORTS_PER_WORD, Tenant},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
     address::{mapped, mapped_range},
     config::{Limits, OnLimit},
+    message::WrittenRate,
 };
 use crate::config::Cidr;
 
 /// What to protect and for whom.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Policy {
     /// Limits that belong to no tenant.
     pub limits: Limits,
@@ -30,7 +33,8 @@ pub struct Policy {
 }
 
 /// One tenant.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TenantPolicy {
     /// From 1 on, small, and the tenant's own across reloads; the mark of its sockets.
     pub number: u32,
@@ -39,6 +43,7 @@ pub struct TenantPolicy {
     /// Sessions it may have; `None` is no limit.
     pub max_sessions: Option<u32>,
     /// Connections per second.
+    #[serde(with = "WrittenRate")]
     pub rate: Rate,
     /// Where its users come from.
     pub sources: Vec<Cidr>,

@@ -9,19 +9,15 @@ impl Shed {
     /// A source of the metrics. Labels are verdicts, interfaces and tenants of the configuration.
     pub fn sample(&self, out: &mut Samples) {
         let help = "Whether the XDP gate is attached, by interface";
-        match self.gate() {
-            None => out.gauge("mksgate_xdp_attached", help, &[("interface", ""), ("mode", "off")], 0),
-            Some(gate) => {
-                let status = gate.status();
-                for interface in &status.interfaces {
-                    let labels: &[_] = &[("interface", &*interface.name), ("mode", &*interface.mode)];
-                    out.gauge("mksgate_xdp_attached", help, labels, i64::from(interface.mode != "off"));
-                }
-                let known = i64::try_from(status.known_sources).unwrap_or(i64::MAX);
-                out.gauge("mksgate_xdp_known_sources", "Sources known by a valid ticket", &[], known);
-            }
+        let Ok((status, counters)) = self.look() else {
+            return out.gauge("mksgate_xdp_attached", help, &[("interface", ""), ("mode", "off")], 0);
+        };
+        for interface in &status.interfaces {
+            let labels: &[_] = &[("interface", &*interface.name), ("mode", &*interface.mode)];
+            out.gauge("mksgate_xdp_attached", help, labels, i64::from(interface.mode != "off"));
         }
-        let Some(counters) = self.counters() else { return };
+        let known = i64::try_from(status.known_sources).unwrap_or(i64::MAX);
+        out.gauge("mksgate_xdp_known_sources", "Sources known by a valid ticket", &[], known);
         for verdict in Verdict::ALL {
             let help = "Packets by the XDP gate's verdict";
             out.counter(

@@ -1,27 +1,39 @@
 //! The gate in the running appliance: what it is told by the configuration, and what there is instead when it is off.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
 
 use mksgate_common::bucket::Rate;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Enabled, Gate, GateError, GateStatus, LoudSource, Policy, TenantPolicy, XdpConfig,
+    Enabled, Gate, GateError, GateStatus, LoudSource, Policy, Remote, TenantPolicy, XdpConfig,
     config::rate,
     counters::{CounterReport, DropEvent},
     gate::{Estate, monotonic},
+    inner::current_plan,
 };
 use crate::config::{Config, Tenant};
 
-/// The gate, or why there is none.
-pub struct Shed {
-    gate: Result<Gate, String>,
-    /// It is off because something is wrong, not because nobody wants it.
-    failed: bool,
+/// Where the gate is.
+pub enum Shed {
+    /// In this process.
+    Here(Gate),
+    /// In that of its keeper, or about to be.
+    Kept(Remote),
+    /// Off.
+    Nowhere {
+        /// For what reason.
+        why: String,
+        /// Something is wrong; else nobody wants it.
+        failed: bool,
+    },
 }
 
 /// `mksgate xdp status`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShedStatus {
     /// Why it is off; then there is nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -80,98 +92,134 @@ pub fn policy(config: &Config, listen: &[SocketAddr]) -> Policy {
     }
 }
 
-/// Starts the gate as `[xdp] enabled` says. Where it is not required, its failure is said and the appliance goes on.
+/// Starts the gate as `[xdp]` says, here or at its keeper; an `heir` takes over from an older process. Where the gate is not
+/// required, its failure is said and the appliance goes on; a keeper is tried again for ever.
 ///
 /// # Errors
 /// It is required and cannot be had, or the policy contradicts itself.
 pub fn start(
     config: XdpConfig,
     policy: Policy,
+    heir: bool,
     on_drop: impl Fn(&DropEvent) + Send + 'static,
 ) -> Result<Shed, GateError> {
-    let enabled = config.enabled;
+    let (enabled, keeper) = (config.enabled, config.keeper.clone());
     if enabled == Enabled::Off {
-        return Ok(Shed { gate: Err("[xdp] enabled is \"off\"".into()), failed: false });
+        return Ok(Shed::Nowhere { why: "[xdp] enabled is \"off\"".into(), failed: false });
     }
-    match Gate::start(config, policy, on_drop) {
-        Ok(gate) => Ok(Shed { gate: Ok(gate), failed: false }),
+    let started = match &keeper {
+        None => Gate::start(config, policy, on_drop).map(Shed::Here),
+        Some(socket) => {
+            current_plan(&policy)?;
+            let (remote, first) = Remote::start(socket, config, policy, heir, on_drop)?;
+            match first {
+                Err(error) if enabled == Enabled::Required => Err(error),
+                first => {
+                    first.map_or_else(|error| tell_off(&error), |()| tell_kept(socket));
+                    Ok(Shed::Kept(remote))
+                }
+            }
+        }
+    };
+    match started {
+        Ok(shed) => Ok(shed),
         Err(error @ GateError::Policy(_)) => Err(error),
         Err(error) if enabled == Enabled::Required => Err(error),
-        Err(GateError::NoInterface) => {
-            let why = GateError::NoInterface.to_string();
-            tracing::info!(why, "XDP gate off");
-            Ok(Shed { gate: Err(why), failed: false })
-        }
         Err(error) => {
-            let why = error.to_string();
-            tracing::warn!(why, "XDP gate off: floods are shed later, by the limits in userspace");
-            Ok(Shed { gate: Err(why), failed: true })
+            tell_off(&error);
+            let failed = !matches!(error, GateError::NoInterface);
+            Ok(Shed::Nowhere { why: error.to_string(), failed })
         }
     }
 }
 
-impl Shed {
-    /// The gate, if there is one.
-    pub fn gate(&self) -> Option<&Gate> {
-        self.gate.as_ref().ok()
+fn tell_off(why: &GateError) {
+    match why {
+        GateError::NoInterface => tracing::info!(%why, "XDP gate off"),
+        _ => tracing::warn!(%why, "XDP gate off: floods are shed later, by the limits in userspace"),
     }
+}
 
-    /// Why there is none.
-    pub fn off(&self) -> Option<&str> {
-        self.gate.as_ref().err().map(String::as_str)
+fn tell_kept(socket: &Path) {
+    tracing::info!(keeper = %socket.display(), "XDP gate on, at its keeper");
+}
+
+impl Shed {
+    /// It follows a reload.
+    pub fn can_change(&self) -> bool {
+        !matches!(self, Shed::Nowhere { .. })
     }
 
     /// What an operator should look at.
     pub fn warning(&self) -> Option<String> {
-        match &self.gate {
-            Err(why) => self.failed.then(|| format!("XDP gate off: {why}")),
-            Ok(gate) => {
-                let off = gate.status().interfaces.into_iter().find(|i| i.mode == "off")?;
-                Some(format!("no XDP gate on {}: {}", off.name, off.problem.unwrap_or_default()))
+        let off = |(name, problem): (String, String)| format!("no XDP gate on {name}: {problem}");
+        match self {
+            Shed::Nowhere { why, failed } => failed.then(|| format!("XDP gate off: {why}")),
+            Shed::Kept(remote) => {
+                let away = remote.away().map(|why| format!("XDP gate off: {why}"));
+                away.or_else(|| remote.problem().map(off))
             }
+            Shed::Here(gate) => gate.problem().map(off),
         }
     }
 
     /// See [`Gate::set_active`].
     pub fn set_active(&self, tenant: u32, sessions: u32) {
-        if let Some(gate) = self.gate() {
-            gate.set_active(tenant, sessions);
+        match self {
+            Shed::Here(gate) => gate.set_active(tenant, sessions),
+            Shed::Kept(remote) => remote.set_active(tenant, sessions),
+            Shed::Nowhere { .. } => {}
         }
     }
 
     /// See [`Gate::learn`].
     pub fn learn(&self, source: IpAddr, tenant: u32) {
-        if let Some(gate) = self.gate() {
-            gate.learn(source, tenant, monotonic());
+        match self {
+            Shed::Here(gate) => gate.learn(source, tenant, monotonic()),
+            Shed::Kept(remote) => remote.learn(source, tenant),
+            Shed::Nowhere { .. } => {}
         }
     }
 
-    /// See [`Gate::estate`]; nothing without a gate.
+    /// See [`Gate::estate`]; nothing without a gate, or where a keeper has it before and after.
     pub fn estate(&self) -> Option<Estate> {
-        let estate = self.gate()?.estate();
-        estate
+        let Shed::Here(gate) = self else { return None };
+        gate.estate()
             .inspect_err(|error| tracing::warn!(%error, "XDP gate: the next process counts from nothing"))
             .ok()
     }
 
     /// See [`Gate::inherit`].
     pub fn inherit(&self, estate: Estate) {
-        if let Some(Err(error)) = self.gate().map(|gate| gate.inherit(estate)) {
+        if let Shed::Here(gate) = self
+            && let Err(error) = gate.inherit(estate)
+        {
             tracing::warn!(%error, "XDP gate: sources that were known are learned afresh");
+        }
+    }
+
+    /// An older process has handed everything over.
+    pub fn in_charge(&self) {
+        if let Shed::Kept(remote) = self {
+            remote.in_charge();
         }
     }
 
     /// See [`Gate::let_go`].
     pub fn let_go(&self) {
-        if let Some(gate) = self.gate() {
-            gate.let_go();
+        match self {
+            Shed::Here(gate) => gate.let_go(),
+            Shed::Kept(remote) => remote.let_go(),
+            Shed::Nowhere { .. } => {}
         }
     }
 
     /// See [`Gate::take_back`].
     pub fn take_back(&self) {
-        if let Some(gate) = self.gate() {
-            gate.take_back();
+        match self {
+            Shed::Here(gate) => gate.take_back(),
+            Shed::Kept(remote) => remote.take_back(),
+            Shed::Nowhere { .. } => {}
         }
     }
 
@@ -180,28 +228,52 @@ impl Shed {
     /// # Errors
     /// As there.
     pub fn update(&self, config: XdpConfig, policy: Policy) -> Result<(), GateError> {
-        self.gate().map_or(Ok(()), |gate| gate.update(config, policy))
+        match self {
+            Shed::Here(gate) => gate.update(config, policy),
+            Shed::Kept(remote) => {
+                current_plan(&policy)?;
+                remote.update(config, policy)
+            }
+            Shed::Nowhere { .. } => Ok(()),
+        }
     }
 
-    /// What was counted; `None` without a gate.
-    pub fn counters(&self) -> Option<CounterReport> {
-        self.gate()?.counters().ok()
+    /// Where it is and what it has counted, or why it is off.
+    pub(super) fn look(&self) -> Result<(GateStatus, CounterReport), String> {
+        match self {
+            Shed::Here(gate) => Ok((gate.status(), gate.counters().unwrap_or_default())),
+            Shed::Kept(remote) => match remote.look() {
+                Ok(Some(seen)) => Ok(*seen),
+                Ok(None) => Err(remote.away().unwrap_or_else(|| "its keeper has not started it yet".into())),
+                Err(error) => Err(error.to_string()),
+            },
+            Shed::Nowhere { why, .. } => Err(why.clone()),
+        }
     }
 
     /// For `mksgate xdp status`.
     pub fn status(&self) -> ShedStatus {
-        let counters = self.counters().unwrap_or_default();
-        ShedStatus {
-            off: self.off().map(str::to_owned),
-            gate: self.gate().map(Gate::status),
-            packets: if self.gate().is_some() { counters.named() } else { Vec::new() },
-            tenants: counters.tenants.iter().map(TenantSyns::of).filter(|t| t.passed + t.shed > 0).collect(),
+        match self.look() {
+            Err(why) => ShedStatus { off: Some(why), ..ShedStatus::default() },
+            Ok((gate, counters)) => {
+                let tenants = counters.tenants.iter().map(TenantSyns::of);
+                ShedStatus {
+                    off: None,
+                    gate: Some(gate),
+                    packets: counters.named(),
+                    tenants: tenants.filter(|t| t.passed + t.shed > 0).collect(),
+                }
+            }
         }
     }
 
     /// For `mksgate xdp top-sources`; empty without a gate.
     pub fn top_sources(&self, count: usize) -> Vec<LoudSource> {
-        self.gate().and_then(|gate| gate.top_sources(count).ok()).unwrap_or_default()
+        match self {
+            Shed::Here(gate) => gate.top_sources(count).unwrap_or_default(),
+            Shed::Kept(remote) => remote.top_sources(count),
+            Shed::Nowhere { .. } => Vec::new(),
+        }
     }
 }
 

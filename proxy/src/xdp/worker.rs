@@ -42,7 +42,7 @@ pub(super) fn run(shared: &Shared, on_drop: &impl Fn(&DropEvent)) {
 
 /// Sleeps until there is something to publish or to hand on.
 fn wait(shared: &Shared, events: &Events, longest: Duration) {
-    let mut fds = vec![PollFd::new(shared.wake.as_fd(), PollFlags::POLLIN)];
+    let mut fds = vec![PollFd::new(shared.told.as_fd(), PollFlags::POLLIN)];
     if let Some(ring) = &events.ring {
         fds.push(PollFd::new(ring.as_fd(), PollFlags::POLLIN));
     }
@@ -52,10 +52,9 @@ fn wait(shared: &Shared, events: &Events, longest: Duration) {
 }
 
 fn publish(shared: &Shared) {
-    // Empties the eventfd; empty already is fine.
-    let _ = shared.wake.read();
-    let pending = shared.take_pending();
-    if pending.active.is_empty() && pending.learned.is_empty() {
+    shared.told.awake();
+    let pending = shared.told.take();
+    if pending.is_empty() {
         return;
     }
     let mut inner = shared.inner();

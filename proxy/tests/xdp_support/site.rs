@@ -75,11 +75,7 @@ impl Site {
 
     /// A new console works.
     pub fn echoes(&self) {
-        let mut console = self.open(client4(1, 1), &self.appliance.ticket(&self.host)).unwrap();
-        console.write_all(b"alive").unwrap();
-        let mut answer = [0; 5];
-        console.read_exact(&mut answer).unwrap();
-        assert_eq!(&answer, b"alive");
+        echoes(&mut self.open(client4(1, 1), &self.appliance.ticket(&self.host)).unwrap());
     }
 
     /// SYNs of a tenant by their verdict.
@@ -94,6 +90,14 @@ impl Site {
         assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
         serde_json::from_slice(&printed.stdout).unwrap()
     }
+}
+
+/// The console is alive.
+pub fn echoes(console: &mut TcpStream) {
+    console.write_all(b"alive").unwrap();
+    let mut answer = [0; 5];
+    console.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"alive");
 }
 
 /// A machine that echoes.

@@ -1,0 +1,106 @@
+//! `mksgate xdp keep` with what its unit gives it, and an appliance without any of that.
+#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses its part of it")]
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+
+use mksgate_bench::netns::Namespace;
+use tempfile::TempDir;
+
+use crate::support::{PATIENCE, Setup};
+use crate::xdp_support::wire::Wire;
+
+use super::site::{Site, host, setup};
+
+/// A running keeper; its socket's folder outlives it.
+pub struct Keeper {
+    child: Child,
+    said: mpsc::Receiver<String>,
+}
+
+/// Where keepers listen, one after the other.
+pub struct Place(TempDir);
+
+impl Place {
+    pub fn new() -> Place {
+        Place(tempfile::tempdir().unwrap())
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.0.path().join("keeper.sock")
+    }
+
+    /// A keeper in that network, with the capabilities of its unit and no others.
+    pub fn start(&self, inside: &Namespace, more: &[&str]) -> Keeper {
+        let only = "-all,+bpf,+perfmon,+net_admin";
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set", only, "--inh-caps", "-all"]);
+        command.arg(env!("CARGO_BIN_EXE_mksgate")).args(["xdp", "keep", "--user", "root", "--socket"]);
+        command.arg(self.socket()).args(more).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = inside.run(|| command.spawn()).unwrap();
+        let (sender, said) = mpsc::channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        let keeper = Keeper { child, said };
+        keeper.says("no proxy yet");
+        keeper
+    }
+}
+
+impl Keeper {
+    /// Waits for a line of its log.
+    pub fn says(&self, part: &str) -> String {
+        let mut before = Vec::new();
+        loop {
+            match self.said.recv_timeout(PATIENCE) {
+                Ok(line) if line.contains(part) => return line,
+                Ok(line) => before.push(line),
+                Err(error) => panic!("{part}: {error}\n{}", before.join("\n")),
+            }
+        }
+    }
+
+    /// Ends it as a crash does.
+    pub fn kill(self) {}
+
+    pub fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `[xdp]` with the keeper at `place`.
+pub fn kept(place: &Place, xdp: &str, tenants: &str) -> Setup {
+    setup(&format!("keeper = {:?}\n{xdp}", place.socket()), tenants)
+}
+
+/// The appliance's binary without what the gate takes.
+pub fn unprivileged() -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set", "-bpf,-perfmon,-sys_admin", "--inh-caps", "-all"]);
+    command.arg(env!("CARGO_BIN_EXE_mksgate"));
+    command
+}
+
+/// A keeper and an appliance that lacks the privileges; `None`, with a printed reason, where there can be no gate.
+pub fn start(place: &Place, xdp: &str, tenants: &str, more: &[&str]) -> Option<(Keeper, Site)> {
+    let wire = Wire::new()?;
+    let keeper = place.start(&wire.inside, more);
+    let (appliance, host) = wire.inside.run(|| (kept(place, xdp, tenants).start_by(unprivileged()), host()));
+    Some((keeper, Site { appliance, host, wire }))
+}
+
+/// Whether anybody's program of ours is on the interface.
+pub fn program(site: &Site, interface: &str) -> Option<u32> {
+    site.wire.program_on(interface).map(|(_, id)| id)
+}
