@@ -1,5 +1,7 @@
 //! The package on a host of its own: installed, serving, reloaded, killed, stuck, upgraded, gone.
 
+#[path = "nspawn/gate.rs"]
+mod gate;
 #[path = "nspawn/knocking.rs"]
 mod knocking;
 #[expect(dead_code, reason = "an example's own entry")]
@@ -54,6 +56,7 @@ fn the_package_makes_a_service_and_takes_it_away_again() {
         ("full disk", full_disk),
         ("read-only disk", read_only_disk),
         ("without journal and capability", without_journal_and_capability),
+        ("keeps the gate", gate::keeps_it),
         ("upgrades", upgrades),
     ] {
         step(name);
@@ -115,7 +118,11 @@ fn journal(machine: &Machine) -> String {
 }
 
 fn property(machine: &Machine, name: &str) -> String {
-    machine.ok(&format!("systemctl show -P {name} mksgate.service"))
+    property_of(machine, "mksgate.service", name)
+}
+
+fn property_of(machine: &Machine, unit: &str, name: &str) -> String {
+    machine.ok(&format!("systemctl show -P {name} {unit}"))
 }
 
 /// Findings of doctor that are not ok, without those that the host is to blame for.

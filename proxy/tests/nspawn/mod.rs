@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use mksgate_bench::netns::Namespace;
 use nix::sched::{CloneFlags, setns};
 
 /// How long anything of the machine is awaited.
@@ -71,8 +72,17 @@ impl Machine {
         let heard = root.with_extension("notify");
         let socket = UnixDatagram::bind(&heard).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        let options =
-            ["--quiet", "--boot", "--register=no", "--keep-unit", "--private-network", "--notify-ready=yes"];
+        let options = [
+            "--quiet",
+            "--boot",
+            "--register=no",
+            "--keep-unit",
+            "--private-network",
+            "--notify-ready=yes",
+            // What a host has and a container does not: for the XDP gate's keeper.
+            "--capability=CAP_BPF,CAP_PERFMON",
+            "--system-call-filter=bpf",
+        ];
         let nspawn = Command::new("sh")
             .args(["-c", IN_A_GROUP, &name, "systemd-nspawn"])
             .args(options)
@@ -142,6 +152,13 @@ impl Machine {
     pub fn enter_network(&self) {
         let network = fs::File::open(format!("/proc/{}/ns/net", self.leader)).unwrap();
         setns(network, CloneFlags::CLONE_NEWNET).unwrap();
+    }
+
+    /// One end of a wire into the machine's network, named `name` there and `peer` in `outside`.
+    pub fn wire(&self, name: &str, outside: &Namespace, peer: &str) {
+        let leader = self.leader;
+        outside.ip(&format!("link add {peer} type veth peer name {name} netns {leader}")).unwrap();
+        outside.ip(&format!("link set {peer} up")).unwrap();
     }
 
     /// The number out here of the process `pid` in there.
