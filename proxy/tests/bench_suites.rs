@@ -128,8 +128,10 @@ fn heavy_attacks_on_one_tenant_take_no_console_of_another() {
         }
     }
     let others = out.raw["others"][0].as_array().unwrap();
-    for kind in ["stream", "round_trips", "datagrams", "echoes"] {
-        let mut rounds = others.iter().flat_map(|s| s["rounds"].as_array().unwrap());
-        assert!(rounds.any(|round| round[kind].as_f64().unwrap() > 0.0), "no {kind} in {others:?}");
+    for kind in ["stream", "round_trips", "datagrams", "echoes", "arp", "solicitations"] {
+        let mut windows = others.iter().flat_map(|s| s["rounds"].as_array().unwrap()).map(|r| &r[kind]);
+        assert!(windows.any(|w| w["answered"].as_u64().unwrap() > 0), "no {kind} in {others:?}");
     }
+    let goals = out.goals.iter().filter(|goal| goal.name.contains("answered with the flood"));
+    assert_eq!(goals.count(), 6);
 }

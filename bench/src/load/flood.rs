@@ -187,12 +187,13 @@ fn tcp(from: u16, to: u16, sequence: u32, addresses: u32) -> [u8; 20] {
     out
 }
 
-fn sum(bytes: &[u8]) -> u32 {
+/// The 16-bit words of these bytes, added up (RFC 1071).
+pub fn sum(bytes: &[u8]) -> u32 {
     bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0))).sum()
 }
 
-/// RFC 1071.
-fn folded(sum: u32) -> u16 {
+/// The checksum over what came to this sum (RFC 1071).
+pub fn folded(sum: u32) -> u16 {
     let once = (sum & 0xffff) + (sum >> 16);
     !(((once & 0xffff) + (once >> 16)) as u16)
 }

@@ -16,13 +16,18 @@
 //! percentile is that of all consoles of all spans: of one span it would be that of one or two consoles. How sure a ratio is, is
 //! said by spans drawn anew from those that were measured (bootstrap). How much two such figures differ where nothing differs
 //! is in the report, too: every other span with the flood elsewhere against the spans between them.
+//!
+//! Other traffic (TCP, UDP, ICMP, ARP, neighbour discovery) is offered at a fixed pace below saturation, in windows of a tenth of a
+//! second: the generator, the receiving side of the wire and the senders share two cores, and at saturation a rate says who got the
+//! core. What is untouched loses nothing and keeps the pace.
 
 mod attack;
+mod exchange;
+mod neighbour;
 mod site;
 mod traffic;
 
 use std::fmt;
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use hdrhistogram::Histogram;
@@ -37,10 +42,9 @@ use crate::load::trace::Random;
 use crate::report::goals::figure;
 use crate::run::process::find;
 use crate::run::rounds::of;
-use crate::run::{Chart, Context, Outcome, Series, Skip, Spread, Table, ratios};
+use crate::run::{Chart, Context, Outcome, Series, Skip, Spread, Table};
 use attack::Force;
-use site::{Gate, HELD, LIMIT, Land, NOBODY, Site};
-use traffic::Rates;
+use site::{Gate, HELD, LIMIT, Land, Site};
 
 const SUITE: &str = "flood";
 /// Consoles of the other tenant that arrive per second.
@@ -150,7 +154,7 @@ pub fn run(context: &Context, out: &mut Outcome) -> Result<()> {
     let land = Land::new(&gates)?;
     let done = land.with_sites(context, |sites| {
         set_up(context, &land, sites, out)?;
-        others(context, &land, out)
+        traffic::others(context, &land, out)
     });
     drop(pinned);
     done
@@ -333,43 +337,6 @@ fn goals(series: &[Series<Span>], sites: &[Site], seed: u64, out: &mut Outcome) 
     for s in [Some(xdp), of(series, "nftables"), of(series, "without")].into_iter().flatten() {
         let name = format!("{}: most consoles of the attacker's tenant", s.contender);
         out.goals.push(Goal::at_most(SUITE, name, most(s) as f64, LIMIT as f64));
-    }
-    Ok(())
-}
-
-/// One contender's round of all other traffic.
-fn other(land: &Land, who: Contender, time: Duration) -> Result<Rates> {
-    let target = match who {
-        Contender::Quiet => None,
-        Contender::Elsewhere => Some(NOBODY),
-        _ => Some(who.gate().host()),
-    };
-    // From the other senders' core. A veth has one queue, whose receiving side works where packets come from: two such cores would
-    // move the other traffic's work back and forth, which a card with a queue for each core does not.
-    let core = cores() - 1;
-    let floods = target.map(|target| attack::syns(land, who.gate(), target, core)).transpose()?;
-    let rates = traffic::rates(land, who.gate(), time)?;
-    drop(floods);
-    Ok(rates)
-}
-
-fn others(context: &Context, land: &Land, out: &mut Outcome) -> Result<()> {
-    let time = Duration::from_secs_f64(context.seconds(4.0, 1.6) / 20.0);
-    let mut contenders = [Contender::Quiet, Contender::Elsewhere, Contender::Xdp];
-    let rounds = context.rounds(4, 1) * 3;
-    let series = context.alternate(out, rounds, &mut contenders, |who| other(land, *who, time))?;
-    let head = ["", "TCP stream MB/s", "TCP round trips/s", "UDP datagrams/s", "ICMP echoes/s"];
-    let mut table = Table::new("other traffic to the same address during the SYN floods", head);
-    for s in &series {
-        let cells = Rates::ALL.map(|(_, of)| format!("{:.0}", s.median(of)));
-        table.row([s.contender.clone()].into_iter().chain(cells));
-    }
-    out.table(table);
-    out.raw("others", &series);
-    let (Some(xdp), Some(elsewhere)) = (of(&series, "xdp"), of(&series, "elsewhere")) else { return Ok(()) };
-    for (name, of) in Rates::ALL {
-        let name = format!("{name} with the flood on the appliance / elsewhere");
-        out.goals.push(Goal::at_least(SUITE, name, ratios(xdp, elsewhere, of), 0.95));
     }
     Ok(())
 }

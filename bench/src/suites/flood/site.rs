@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,7 +58,8 @@ impl Gate {
         text.replace("{net}", &self.network().to_string()).replace("{limit}", &LIMIT.to_string())
     }
 
-    fn interface(self) -> String {
+    /// The interface on the world's side.
+    pub fn interface(self) -> String {
         format!("world{}", self.network())
     }
 
@@ -73,8 +74,18 @@ impl Gate {
     }
 
     /// The other tenant's only address.
-    fn victim(self) -> Ipv4Addr {
+    pub fn victim(self) -> Ipv4Addr {
         Ipv4Addr::new(10, self.network(), 1, 1)
+    }
+
+    /// The appliance's IPv6 address, for which only neighbours ask.
+    pub fn host6(self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, self.network().into(), 0, 0, 0, 0, 0, 1)
+    }
+
+    /// Who asks.
+    pub fn victim6(self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, self.network().into(), 0, 0, 0, 0, 1, 1)
     }
 }
 
@@ -142,6 +153,8 @@ fn wire(gate: Gate, world: &Namespace) -> Result<Namespace> {
     for address in [gate.victim(), gate.attacker(1), gate.attacker(2)] {
         world.v4(&theirs, address)?;
     }
+    inside.v6("gate0", gate.host6())?;
+    world.v6(&theirs, gate.victim6())?;
     inside.ip(&format!("route add default via {}", gate.victim()))?;
     if gate == Gate::Nftables {
         inside.run(|| rules(&gate.fill(RULES)))?;
