@@ -9,6 +9,10 @@
 //! ```
 //! In `Stage::Ready` the reads are system calls; in `Stage::Ring` the ring brings what was received (`on_ring`).
 
+mod on_ring;
+mod read;
+mod send;
+
 use std::os::fd::OwnedFd;
 
 use super::Leg;
@@ -21,6 +25,8 @@ use super::stats::{Way, add};
 use crate::session::CloseReason;
 use crate::tls::outgoing::Outgoing;
 use crate::tls::session::MAX_PARTIAL;
+use read::receive;
+use send::{deliver, send_or_keep};
 
 /// Most records of one read. A direction begins with one, and has more while its reads are full and its sends fit.
 const MAX_RECORDS: usize = 8;
@@ -230,13 +236,8 @@ impl Core {
             return Ok(Turn::Enough);
         }
         layers.fresh[dir] = false;
-        let straight = layers.straight(dir);
         let pace = flow.dirs[dir].pacer.pace();
-        let (turn, ended) = if straight {
-            receive_into_records(flow, dir, bench, self.now_ms)?
-        } else {
-            receive_and_decode(flow, dir, bench, self.now_ms)?
-        };
+        let (turn, ended) = receive(flow, dir, bench, self.now_ms)?;
         if flow.dirs[dir].pacer.pace() != pace {
             add(pace_counter(&self.stats, flow.dirs[dir].pacer.pace()), 1);
         }
@@ -353,207 +354,7 @@ impl Core {
     }
 }
 
-/// One read from a raw leg, right into the records of the other. True: the source ended.
-fn receive_into_records(
-    flow: &mut FlowState,
-    dir: Side,
-    bench: &mut Bench,
-    now_ms: u64,
-) -> Result<(Turn, bool), CloseReason> {
-    let Some(layers) = flow.layers.as_deref_mut() else { return Ok((Turn::Enough, false)) };
-    let room = Outgoing::room(layers.records[dir].into());
-    let moved = socket::recv_into(&flow.socks[dir].fd, bench.out.slots(room));
-    let Some((n, turn)) = look(flow, dir, moved, room, now_ms)? else { return Ok((Turn::Enough, true)) };
-    if n > 0 {
-        seal_and_send(flow, dir, bench, n, false)?;
-    }
-    Ok((turn, false))
-}
-
-/// One read, decoded. True: the source ended.
-fn receive_and_decode(
-    flow: &mut FlowState,
-    dir: Side,
-    bench: &mut Bench,
-    now_ms: u64,
-) -> Result<(Turn, bool), CloseReason> {
-    let Some(layers) = flow.layers.as_deref_mut() else { return Ok((Turn::Enough, false)) };
-    let received = &mut bench.received;
-    received.clear();
-    let room = RECORD * usize::from(layers.records[dir]);
-    let carried = layers.codecs[dir].as_ref().map_or(0, |codec| codec.begin(&mut received.wire));
-    let moved = socket::recv(&flow.socks[dir].fd, &mut received.wire[carried..carried + room]);
-    let end = look(flow, dir, moved, room, now_ms)?;
-    let (n, turn) = end.unwrap_or((0, Turn::Enough));
-    let ended = decode_and_deliver(flow, dir, bench, carried + n)?;
-    Ok((turn, ended || end.is_none()))
-}
-
-/// The same with bytes that were received already.
-fn deliver_received(
-    flow: &mut FlowState,
-    dir: Side,
-    bytes: &[u8],
-    bench: &mut Bench,
-) -> Result<bool, CloseReason> {
-    let Some(layers) = flow.layers.as_deref_mut() else { return Ok(false) };
-    if layers.straight(dir) {
-        if !bytes.is_empty() {
-            bench.out.put(0, bytes);
-            seal_and_send(flow, dir, bench, bytes.len(), false)?;
-        }
-        return Ok(false);
-    }
-    let received = &mut bench.received;
-    received.clear();
-    let carried = layers.codecs[dir].as_ref().map_or(0, |codec| codec.begin(&mut received.wire));
-    let n = carried + bytes.len();
-    received.wire[carried..n].copy_from_slice(bytes);
-    decode_and_deliver(flow, dir, bench, n)
-}
-
-/// Decodes the first `n` bytes of what was received and sends what they come to. True: the peer has said that it ends.
-fn decode_and_deliver(
-    flow: &mut FlowState,
-    dir: Side,
-    bench: &mut Bench,
-    n: usize,
-) -> Result<bool, CloseReason> {
-    let Some(layers) = flow.layers.as_deref_mut() else { return Ok(false) };
-    let mut ended = false;
-    match &mut layers.codecs[dir] {
-        Some(codec) => {
-            bench.small.clear();
-            let decoded = codec.decode(n, &mut bench.received, &mut bench.small);
-            flow.dirs[1 - dir].keep(&bench.small);
-            ended = decoded.map_err(|Broken| broken(dir))?;
-        }
-        None if n > 0 => bench.received.pieces.push(0..n),
-        None => {}
-    }
-    let whole = layers.whole[dir];
-    deliver(flow, dir, bench, whole)?;
-    Ok(ended)
-}
-
-/// Takes in what a read came to: how much, and whether there may be more. `None`: the end.
-fn look(
-    flow: &mut FlowState,
-    dir: Side,
-    moved: Moved,
-    room: usize,
-    now_ms: u64,
-) -> Result<Option<(usize, Turn)>, CloseReason> {
-    let sock = &mut flow.socks[dir];
-    match moved {
-        Moved::Bytes(n) => {
-            flow.dirs[dir].pacer.saw(n, room, now_ms);
-            // A short read emptied the queue: what comes next, FIN included, makes a new edge.
-            sock.readable = n == room || sock.hup;
-            if n == room
-                && let Some(layers) = &mut flow.layers
-            {
-                layers.records[dir] = (layers.records[dir] * 2).min(MAX_RECORDS as u8);
-            }
-            Ok(Some((n, if sock.readable { Turn::More } else { Turn::Enough })))
-        }
-        Moved::Blocked => {
-            sock.readable = false;
-            Ok(Some((0, Turn::Enough)))
-        }
-        Moved::End => Ok(None),
-        Moved::Failed(_) => Err(reset(dir)),
-    }
-}
-
-/// Encodes the received pieces for the destination and sends them; what does not fit waits in `pending`. `whole`: they are
-/// frames already.
-fn deliver(flow: &mut FlowState, dir: Side, bench: &mut Bench, whole: bool) -> Result<(), CloseReason> {
-    let Some(layers) = flow.layers.as_deref_mut() else { return Ok(()) };
-    if bench.received.pieces.is_empty() {
-        return Ok(());
-    }
-    let Some(codec) = &mut layers.codecs[1 - dir] else {
-        layers.owed[dir] += bench.received.len() as u64;
-        return send_pieces(flow, dir, &bench.received);
-    };
-    let owed = bench.received.len() as u64;
-    let n = codec.fill(&mut bench.received, whole, &mut bench.out);
-    seal_and_send(flow, dir, bench, n, whole)?;
-    if let Some(layers) = &mut flow.layers {
-        // Text is longer than what it stands for, and a pong that was slipped in is not the console's.
-        layers.owed[dir] = layers.owed[dir] - n as u64 + owed;
-    }
-    Ok(())
-}
-
-/// Sends the `n` bytes that lie in the slots of records.
-fn seal_and_send(
-    flow: &mut FlowState,
-    dir: Side,
-    bench: &mut Bench,
-    n: usize,
-    whole: bool,
-) -> Result<(), CloseReason> {
-    let Some(layers) = flow.layers.as_deref_mut() else { return Ok(()) };
-    let Some(codec) = &mut layers.codecs[1 - dir] else { return Ok(()) };
-    codec.encode(n, whole, &mut bench.out).map_err(|Broken| broken(1 - dir))?;
-    layers.owed[dir] += n as u64;
-    send_or_keep(flow, dir, bench.out.sealed())
-}
-
-/// Sends pieces as they lie, behind what waits already; keeps what does not fit.
-fn send_pieces(flow: &mut FlowState, dir: Side, received: &Received) -> Result<(), CloseReason> {
-    let mut sent = 0;
-    if flow.dirs[dir].pending.is_empty() {
-        let pieces = received.pieces.iter().map(|piece| &received.wire[piece.clone()]);
-        sent = match socket::send_from(&flow.socks[1 - dir].fd, pieces) {
-            Moved::Bytes(n) => n,
-            Moved::Blocked | Moved::End => 0,
-            Moved::Failed(_) => return Err(reset(1 - dir)),
-        };
-    }
-    for piece in &received.pieces {
-        let piece = &received.wire[piece.clone()];
-        let skip = sent.min(piece.len());
-        sent -= skip;
-        if skip < piece.len() {
-            stalled(flow, dir);
-            flow.dirs[dir].keep(&piece[skip..]);
-        }
-    }
-    Ok(())
-}
-
-/// The destination takes no more now: smaller reads, until it takes what they bring.
-fn stalled(flow: &mut FlowState, dir: Side) {
-    if std::mem::take(&mut flow.socks[1 - dir].writable)
-        && let Some(layers) = &mut flow.layers
-    {
-        layers.records[dir] = (layers.records[dir] / 2).max(1);
-    }
-}
-
 fn broken(side: Side) -> CloseReason {
     // Who breaks the rules is at fault: a reason each.
     if side == CLIENT { CloseReason::ProtocolError } else { CloseReason::BackendReset }
 }
-
-/// Sends behind what waits already; keeps what does not fit.
-fn send_or_keep(flow: &mut FlowState, dir: Side, bytes: &[u8]) -> Result<(), CloseReason> {
-    let mut sent = 0;
-    if flow.dirs[dir].pending.is_empty() && !bytes.is_empty() {
-        sent = match socket::send(&flow.socks[1 - dir].fd, bytes) {
-            Moved::Bytes(n) => n,
-            Moved::Blocked | Moved::End => 0,
-            Moved::Failed(_) => return Err(reset(1 - dir)),
-        };
-    }
-    if sent < bytes.len() {
-        stalled(flow, dir);
-        flow.dirs[dir].keep(&bytes[sent..]);
-    }
-    Ok(())
-}
-
-mod on_ring;

@@ -2,7 +2,8 @@
 //! Nothing of such a flow is ever in flight but its receives; what the destination does not take waits in `pending`, and the
 //! driver takes the flow to `Stage::Ready`.
 
-use super::{Bench, deliver_received};
+use super::Bench;
+use super::read::deliver_received;
 use crate::flow::core::Core;
 use crate::flow::pump::pace_counter;
 use crate::flow::state::Side;
