@@ -12,15 +12,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Instant;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use mksgate::client::url::ConsoleUrl;
 use mksgate_bench::sim::{Esxi, EsxiConfig, Screen, Ticket, Vm};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
-use support::{Appliance, HOST_TICKET, PATIENCE, Setup, VM, client, mksgate};
-use vcenter_rig::fake::{Answer, Console, FakeVcenter, between};
-use vcenter_rig::http::ask;
+use support::{Appliance, HOST_TICKET, PATIENCE, Setup, VM, client};
+use vcenter_rig::desk::{PASSWORD, acquire, secret, user};
+use vcenter_rig::fake::{Answer, Console, FakeVcenter};
 use vcenter_rig::vcsim;
 
 /// Where HAProxy comes from, so that direct clients of the same cell need no PROXY header.
@@ -251,39 +249,12 @@ fn a_cell_dies_in_the_middle_of_a_transfer_and_the_other_goes_on() {
 }
 
 /// A cell with a desk for vm-61 of ann@blue.
-fn with_desk(setup: Setup, vcenter: &FakeVcenter, users: &[u8], more: &str) -> Appliance {
+fn with_desk(setup: Setup, vcenter: &FakeVcenter, users: &str, more: &str) -> Appliance {
     let dir = setup.dir.path().to_owned();
-    std::fs::write(dir.join("users.toml"), users).unwrap();
-    std::fs::set_permissions(dir.join("users.toml"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    secret(&dir.join("users.toml"), users);
     let desk =
         "[desk]\nusers = \"users.toml\"\n[desk.orgs.blue]\ntenant = \"acme\"\nvms.vm-61.vcenter = \"lab\"\n";
     setup.with(more).with(BALANCED).with(&vcenter.account("lab", &dir)).with(desk).start()
-}
-
-fn users() -> Vec<u8> {
-    let mut child = mksgate()
-        .args(["desk", "password", "ann@blue"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(b"open sesame").unwrap();
-    child.wait_with_output().unwrap().stdout
-}
-
-/// Logs in at one cell, acquires at whichever is next, logs out.
-fn acquire(desk: SocketAddr) -> ConsoleUrl {
-    let basic = STANDARD.encode("ann@blue:open sesame");
-    let accept = "Accept: application/*+xml;version=5.5\r\n";
-    let login =
-        ask(desk, &format!("POST /api/sessions HTTP/1.1\r\nAuthorization: Basic {basic}\r\n{accept}"), "");
-    let token = login.header("x-vcloud-authorization").expect("a login").to_owned();
-    let line = format!(
-        "POST /api/vApp/vm-61/screen/action/acquireTicket HTTP/1.1\r\nx-vcloud-authorization: {token}\r\n{accept}"
-    );
-    let acquired = ask(desk, &line, "");
-    assert_eq!(acquired.status, 200, "{acquired:?}");
-    ConsoleUrl::parse(between(&acquired.body, "v1.5\">", "</ScreenTicket>").unwrap()).unwrap()
 }
 
 fn opens(url: &ConsoleUrl) {
@@ -297,10 +268,10 @@ fn tickets_name_the_console_where_the_operator_says_it_is() {
     let host = vcsim::host(1);
     let console = Console { host: host.addr(), thumbprint: host.thumbprint_sha1(), path: VM.into() };
     let vcenter = FakeVcenter::start(console, |_| Answer::Usual);
-    let (users, dir) = (users(), tempfile::tempdir().unwrap());
+    let (users, dir) = (user("ann@blue", PASSWORD), tempfile::tempdir().unwrap());
     // No balancer: the address that the client dialled.
     let alone = with_desk(Setup::new(), &vcenter, &users, "");
-    let url = acquire(alone.tls);
+    let url = ConsoleUrl::parse(&acquire(alone.tls)).unwrap();
     assert_eq!((url.host.as_str(), url.port), ("127.0.0.1", Some(alone.tls.port())));
     opens(&url);
 
@@ -320,7 +291,7 @@ fn tickets_name_the_console_where_the_operator_says_it_is() {
     };
     let mut named = Vec::new();
     for _ in 0..3 {
-        let url = acquire(balancer.tls);
+        let url = ConsoleUrl::parse(&acquire(balancer.tls)).unwrap();
         let cell = if url.host == "127.0.0.3" { &direct_a } else { &direct_b };
         assert_eq!(url.port, Some(cell.tls.port()), "{}", url.host);
         opens(&url);
@@ -343,7 +314,7 @@ fn tickets_name_the_console_where_the_operator_says_it_is() {
     let b = with_desk(second, &vcenter, &users, &public);
     let Some(balancer) = Balancer::start(dir.path(), ports, &[&a, &b]) else { return };
     for _ in 0..3 {
-        let url = acquire(balancer.tls);
+        let url = ConsoleUrl::parse(&acquire(balancer.tls)).unwrap();
         assert_eq!((url.host.as_str(), url.port), ("127.0.0.1", Some(balancer.tls.port())));
         // Twice, which is once at each.
         opens(&url);

@@ -4,16 +4,14 @@ mod support;
 mod vcenter_rig;
 mod viewer;
 
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use mksgate::ticket::TargetKind;
 use mksgate_bench::sim::{Esxi, EsxiConfig, Screen, Ticket, Vm};
-use support::{Appliance, HOST_TICKET, Setup, VM, mksgate};
+use support::{Appliance, HOST_TICKET, Setup, VM};
+use vcenter_rig::desk::{PASSWORD, secret, user};
 use vcenter_rig::fake::{Answer, Console, FakeVcenter};
 use viewer::{Client, echo, shake_hands};
-
-const PASSWORD: &str = "open sesame";
 
 struct Rig {
     gate: Appliance,
@@ -34,19 +32,8 @@ fn rig() -> Rig {
     let vcenter = FakeVcenter::start(console, |_| Answer::Usual);
     let setup = Setup::new();
     let dir = setup.dir.path().to_owned();
-    let hash = {
-        use std::io::Write;
-        let mut child = mksgate()
-            .args(["desk", "password", "ann@blue"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(PASSWORD.as_bytes()).unwrap();
-        child.wait_with_output().unwrap().stdout
-    };
-    secret(&dir.join("users.toml"), &hash);
-    secret(&dir.join("password"), format!("{PASSWORD}\n").as_bytes());
+    secret(&dir.join("users.toml"), user("ann@blue", PASSWORD));
+    secret(&dir.join("password"), format!("{PASSWORD}\n"));
     let desk =
         "[desk]\nusers = \"users.toml\"\n[desk.orgs.blue]\ntenant = \"acme\"\nvms.vm-61.vcenter = \"lab\"\n";
     let gate = setup.with(&vcenter.account("lab", &dir)).with(desk).start();
@@ -55,12 +42,6 @@ fn rig() -> Rig {
     let der: rustls::pki_types::CertificateDer<'static> = der;
     let pin = mksgate::tls::Thumbprint::sha256(&der).to_string();
     Rig { gate, vcenter, host, pin }
-}
-
-fn secret(path: &Path, text: &[u8]) {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::write(path, text).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 impl Rig {

@@ -5,9 +5,8 @@ mod support;
 mod vcenter_rig;
 
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
 
 use base64::Engine;
@@ -17,7 +16,8 @@ use mksgate::client::url::ConsoleUrl;
 use mksgate_bench::sim::Esxi;
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::json;
-use support::{Appliance, Setup, VM, client, mksgate};
+use support::{Appliance, Setup, VM, client};
+use vcenter_rig::desk::{secret, user};
 use vcenter_rig::fake::{Answer, Console, FakeVcenter, between};
 use vcenter_rig::http::{Response, ask, ask_as};
 use vcenter_rig::vcsim;
@@ -53,26 +53,10 @@ fn rig(more: &str) -> Rig {
 fn users() -> &'static str {
     static FILE: OnceLock<String> = OnceLock::new();
     FILE.get_or_init(|| {
-        let section = |user: &str| {
-            let mut child = mksgate()
-                .args(["desk", "password", user])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
-            writeln!(child.stdin.take().unwrap(), "{PASSWORD}").unwrap();
-            let output = child.wait_with_output().unwrap();
-            assert!(output.status.success());
-            String::from_utf8(output.stdout).unwrap()
-        };
+        let section = |name: &str| user(name, PASSWORD);
         let (ann, bob, eve) = (section("ann@blue"), section("bob@blue"), section("eve@red"));
         format!("{ann}\n{bob}disabled = true\n\n{eve}")
     })
-}
-
-fn secret(path: &Path, text: &str) {
-    std::fs::write(path, text).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 impl Rig {

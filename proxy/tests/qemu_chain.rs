@@ -7,21 +7,15 @@ mod support;
 mod vcenter_rig;
 mod viewer;
 
-use std::io::Write;
-use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Instant;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use browser::Browser;
 use machine::{Machine, Tools};
 use mksgate::client::url::ConsoleUrl;
 use mksgate_bench::sim::{Esxi, EsxiConfig, Screen, Ticket, Vm};
-use support::{PATIENCE, Setup, VM, mksgate};
-use vcenter_rig::fake::between;
-use vcenter_rig::http::ask;
+use support::{PATIENCE, Setup, VM};
+use vcenter_rig::desk::{PASSWORD, acquire, secret, user};
 use vcenter_rig::vcsim::Vcsim;
 use vcenter_rig::webmks::WebMks;
 use viewer::Client;
@@ -95,35 +89,8 @@ fn from_the_login_at_the_desk_to_the_pixels_in_a_browser() {
 
 /// `[desk]`, its users' file in `dir`: vm-61 of ann@blue is this machine of the vCenter.
 fn desk(dir: &Path, moref: &str) -> String {
-    std::fs::write(dir.join("users.toml"), user("ann@blue", "open sesame")).unwrap();
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(dir.join("users.toml"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    secret(&dir.join("users.toml"), user("ann@blue", PASSWORD));
     format!(
         "[desk]\nusers = \"users.toml\"\nclone_tickets = true\n[desk.orgs.blue]\ntenant = \"acme\"\nvms.vm-61 = {{ vcenter = \"lab\", moref = \"{moref}\" }}\n"
     )
-}
-
-/// Logs in and acquires: an `mks://` URL.
-fn acquire(desk: SocketAddr) -> String {
-    let basic = STANDARD.encode("ann@blue:open sesame");
-    let accept = "Accept: application/*+xml;version=5.5\r\n";
-    let login =
-        ask(desk, &format!("POST /api/sessions HTTP/1.1\r\nAuthorization: Basic {basic}\r\n{accept}"), "");
-    let token = login.header("x-vcloud-authorization").expect("a login").to_owned();
-    let line = format!(
-        "POST /api/vApp/vm-61/screen/action/acquireTicket HTTP/1.1\r\nx-vcloud-authorization: {token}\r\n{accept}"
-    );
-    let acquired = ask(desk, &line, "");
-    between(&acquired.body, "v1.5\">", "</ScreenTicket>").expect("a ticket").to_owned()
-}
-
-fn user(name: &str, password: &str) -> Vec<u8> {
-    let mut child = mksgate()
-        .args(["desk", "password", name])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(password.as_bytes()).unwrap();
-    child.wait_with_output().unwrap().stdout
 }

@@ -3,14 +3,13 @@
 mod support;
 mod vcenter_rig;
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Instant;
 
 use mksgate::ticket::{Claims, TargetKind};
 use mksgate_bench::sim::{Esxi, EsxiConfig, Fault, Faults, Screen, Step, Ticket, Vm};
-use support::client;
+use support::client::{self, echoes};
 use support::{Appliance, Setup, VM};
 use vcenter_rig::fake::envelope;
 use vcenter_rig::http::{Response, ask};
@@ -34,14 +33,6 @@ fn ticket(gate: &Appliance, vcenter: &Vcsim, vm: &str, change: impl FnOnce(&mut 
     claims.target.thumbprints.clear();
     change(&mut claims);
     gate.keys.seal(&claims).unwrap()
-}
-
-fn echoes(mut stream: TcpStream) -> TcpStream {
-    stream.write_all(b"hello console").unwrap();
-    let mut answer = [0; 13];
-    stream.read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"hello console");
-    stream
 }
 
 #[test]

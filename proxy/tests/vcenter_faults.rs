@@ -4,13 +4,13 @@
 mod support;
 mod vcenter_rig;
 
-use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mksgate::ticket::{Claims, TargetKind};
 use mksgate_bench::sim::{Esxi, EsxiConfig, Screen, Ticket, Vm};
-use support::{Appliance, Setup, VM, client};
+use support::client::{self, echoes};
+use support::{Appliance, Setup, VM};
 use vcenter_rig::fake::{Answer, Call, Console, FakeVcenter, envelope};
 use vcenter_rig::vcsim;
 
@@ -50,14 +50,6 @@ fn clone_ticket(gate: &Appliance, vcenter: &FakeVcenter, clone: &str) -> String 
 
 fn open(door: SocketAddr, ticket: &str) -> Result<TcpStream, String> {
     client::open(client::authd(door), ticket, "vm-1")
-}
-
-fn echoes(mut stream: TcpStream) -> TcpStream {
-    stream.write_all(b"hello console").unwrap();
-    let mut answer = [0; 13];
-    stream.read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"hello console");
-    stream
 }
 
 /// One method is answered otherwise, the others as usual.

@@ -17,8 +17,8 @@ use crate::run::process::{find, own};
 use crate::run::{Context, Process};
 use crate::sim::Esxi;
 
-/// The tenant of every console.
-const TENANT: &str = "bench";
+/// The tenant of every console, where the configuration is ours.
+pub const TENANT: &str = "bench";
 
 /// A running appliance; ended when dropped.
 pub struct Appliance {
@@ -49,6 +49,17 @@ impl Appliance {
         identity: Option<&Identity>,
         more: impl FnOnce(&Path) -> Result<String>,
     ) -> Result<Self> {
+        Self::start_by(context, cores, identity, |dir| Ok(format!("{CONFIG}\n{}", more(dir)?)))
+    }
+
+    /// The same with a configuration of the caller's own. It has both doors; certificate, key and keys are `cert.pem`, `key.pem` and
+    /// `keys`, and the log's format is `json`.
+    pub fn start_by(
+        context: &Context,
+        cores: Option<&str>,
+        identity: Option<&Identity>,
+        config: impl FnOnce(&Path) -> Result<String>,
+    ) -> Result<Self> {
         let program = match &context.options.mksgate {
             Some(program) => program.clone(),
             None => own("mksgate")?,
@@ -60,8 +71,8 @@ impl Appliance {
             fs::copy(&identity.certificate, dir.join("cert.pem"))?;
             fs::copy(&identity.key, dir.join("key.pem"))?;
         }
-        let config = dir.join("mksgate.toml");
-        fs::write(&config, format!("{CONFIG}\n{}", more(&dir)?))?;
+        let file = dir.join("mksgate.toml");
+        fs::write(&file, config(&dir)?)?;
         let mut command = match (cores, find("taskset")) {
             (Some(cores), Some(taskset)) => {
                 let mut command = Command::new(taskset);
@@ -70,7 +81,7 @@ impl Appliance {
             }
             _ => Command::new(&program),
         };
-        command.args(["serve", "--config"]).arg(&config);
+        command.args(["serve", "--config"]).arg(&file);
         let mut process = Process::start("mksgate", &command, &dir.join("log"))?;
         let log = process.await_log("\"message\":\"serving\"")?;
         let listening = |door: &str| {
@@ -97,21 +108,12 @@ impl Appliance {
 
     /// A way to a machine of `host`, with a new ticket that many consoles may share.
     pub fn way(&mut self, door: Door, host: &Esxi, vm: &str, host_ticket: &str) -> Result<Way> {
-        let target = Target {
-            kind: TargetKind::EsxiMks,
-            host: host.addr().ip().to_string(),
-            port: Some(host.addr().port()),
-            ticket: Some(host_ticket.into()),
-            cfg_file: None,
-            thumbprints: vec![host.thumbprint_sha256()],
-            tls: None,
-        };
-        self.way_to(door, vm, target)
+        self.way_to(TENANT, door, vm, esxi(host, host_ticket))
     }
 
-    /// A way to wherever a ticket may point.
-    pub fn way_to(&mut self, door: Door, vm: &str, target: Target) -> Result<Way> {
-        let ticket = self.mint(vm, target)?;
+    /// A way of this tenant to wherever a ticket may point.
+    pub fn way_to(&mut self, tenant: &str, door: Door, vm: &str, target: Target) -> Result<Way> {
+        let ticket = self.mint(tenant, vm, target)?;
         let address = if door == Door::Authd { self.authd } else { self.tls };
         Ok(Way { door, address, ticket: ticket.into(), vm: vm.into() })
     }
@@ -123,19 +125,10 @@ impl Appliance {
 
     /// A new ticket for a machine on a plain VNC server.
     pub fn vnc_ticket(&mut self, server: SocketAddr) -> Result<String> {
-        let target = Target {
-            kind: TargetKind::Vnc,
-            host: server.ip().to_string(),
-            port: Some(server.port()),
-            ticket: None,
-            cfg_file: None,
-            thumbprints: vec![],
-            tls: None,
-        };
-        self.mint("vnc", target)
+        self.mint(TENANT, "vnc", target(TargetKind::Vnc, server))
     }
 
-    fn mint(&mut self, vm: &str, target: Target) -> Result<String> {
+    fn mint(&mut self, tenant: &str, vm: &str, target: Target) -> Result<String> {
         self.minted += 1;
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let claims = Claims {
@@ -145,7 +138,7 @@ impl Appliance {
             iat: now,
             nbf: now,
             exp: now + 86_400,
-            tenant: TENANT.into(),
+            tenant: tenant.into(),
             user: "bench".into(),
             vm: vm.into(),
             target,
@@ -182,6 +175,27 @@ impl Appliance {
     pub fn open_files(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
     }
+}
+
+/// Nothing but where it is.
+pub fn target(kind: TargetKind, address: SocketAddr) -> Target {
+    Target {
+        kind,
+        host: address.ip().to_string(),
+        port: Some(address.port()),
+        ticket: None,
+        cfg_file: None,
+        thumbprints: Vec::new(),
+        tls: None,
+    }
+}
+
+/// A machine of `host`, by the host's own ticket.
+pub fn esxi(host: &Esxi, ticket: &str) -> Target {
+    let mut target = target(TargetKind::EsxiMks, host.addr());
+    target.ticket = Some(ticket.into());
+    target.thumbprints.push(host.thumbprint_sha256());
+    target
 }
 
 /// Where a client that needs no appliance goes: to the host itself.

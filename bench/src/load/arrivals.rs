@@ -14,13 +14,16 @@ use tokio::sync::mpsc;
 use super::cost::{Reading, own};
 use super::crowd::{ECHO, histogram, metronome, now};
 use super::visitor::{self, Steps, Way};
-use crate::run::Context;
+use crate::run::{Context, Series, Table};
 
 /// Consoles under way at once; who comes beyond that is sent away and counted, so that a proxy that stands still does not
 /// take the generator with it.
 const UNDER_WAY: usize = 2_000;
 /// How long a console may take before it has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A rate counts as carried if so much of what was due came to its first byte.
+const CARRIED: f64 = 0.98;
 
 /// A case.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -127,6 +130,59 @@ impl Arrivals {
             met: Some(Arc::new(met)),
         })
     }
+
+    /// All rounds by contender.
+    pub fn table(self, series: &[Series<ArrivalRound>]) -> Table {
+        let head = [
+            "",
+            "done/s",
+            "failed",
+            "p50 ms",
+            "p90 ms",
+            "p99 ms",
+            "p99.9 ms",
+            "proxy CPU ms",
+            "proxy core",
+            "generator core",
+        ];
+        let title = format!("{} consoles per second, due until first byte", self.rate);
+        let mut table = Table::new(title, head);
+        for s in series {
+            let ms = |n: usize| format!("{:.2}", s.median(|r| r.total[n]));
+            table.row([
+                s.contender.clone(),
+                format!("{:.0}", s.median(|r| r.per_s)),
+                failed(s).to_string(),
+                ms(0),
+                ms(1),
+                ms(2),
+                ms(3),
+                format!("{:.2}", s.median(|r| r.proxy)),
+                format!("{:.0}%", s.median(|r| r.proxy_share) * 100.0),
+                format!("{:.0}%", s.median(|r| r.generator_share) * 100.0),
+            ]);
+        }
+        table
+    }
+}
+
+/// The series of this rate, or of the nearest one.
+pub fn near<R>(all: &[(f64, Vec<Series<R>>)], wanted: f64) -> Option<(f64, &Vec<Series<R>>)> {
+    let far = |rate: f64| (rate - wanted).abs();
+    all.iter().min_by(|a, b| far(a.0).total_cmp(&far(b.0))).map(|(rate, series)| (*rate, series))
+}
+
+/// Consoles that failed, all rounds.
+pub fn failed(series: &Series<ArrivalRound>) -> u64 {
+    series.rounds.iter().map(|r| r.failed).sum()
+}
+
+/// Whether so many per second were carried: nearly all of what was due came to its first byte, in about its time. Arrivals are
+/// Poisson's: what was due, not the nominal rate, is what can be carried.
+pub fn carried(series: &Series<ArrivalRound>, rate: f64) -> bool {
+    let due: u64 = series.rounds.iter().map(|r| r.due).sum();
+    let share = 1.0 - failed(series) as f64 / due.max(1) as f64;
+    share >= CARRIED && series.median(|r| r.per_s) > 0.8 * rate
 }
 
 /// Begins a console for every arrival, and waits for the last.

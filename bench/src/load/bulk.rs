@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::contender::Running;
 use super::cost::{Reading, cores, pin};
 use super::wire;
+use crate::run::{Series, Table};
 
 /// One sender writes at most so much before the next has its turn.
 const TURN_BYTES: usize = 256 << 10;
@@ -88,6 +89,24 @@ impl Bulk {
             noise: cost.noise,
             steal: cost.steal,
         })
+    }
+
+    /// All rounds by contender.
+    pub fn table(self, series: &[Series<BulkRound>]) -> Table {
+        let head = ["", "GB/s", "proxy s/GB", "system s/GB", "noise", "steal"];
+        let mut table =
+            Table::new(format!("bulk, {} flows, writes of {} KiB", self.flows, self.write >> 10), head);
+        for s in series {
+            table.row([
+                s.contender.clone(),
+                format!("{:.2}", s.median(|r| r.gb_per_s)),
+                format!("{:.3}", s.median(|r| r.proxy)),
+                format!("{:.3}", s.median(|r| r.system)),
+                format!("{:.1}%", s.median(|r| r.noise) * 100.0),
+                format!("{:.1}%", s.median(|r| r.steal) * 100.0),
+            ]);
+        }
+        table
     }
 }
 

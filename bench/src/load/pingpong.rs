@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::contender::Running;
 use super::cost::{Reading, cores, pin, pin_self};
 use super::wire;
+use crate::run::{Series, Table};
 
 const MESSAGE: [u8; 32] = [0x5a; 32];
 
@@ -57,11 +58,11 @@ impl PingPong {
             pin(pid, [0]);
             pin_self(1..cores());
         }
-        let round = Table::new(ends).and_then(|mut table| {
-            table.play(Duration::from_secs_f64((seconds / 4.0).min(0.5)), None)?;
+        let round = Pairs::new(ends).and_then(|mut pairs| {
+            pairs.play(Duration::from_secs_f64((seconds / 4.0).min(0.5)), None)?;
             let mut times = Histogram::new_with_bounds(1, 60_000_000_000, 3)?;
             let before = Reading::take(pid);
-            let trips = table.play(Duration::from_secs_f64(seconds), Some(&mut times))? as f64;
+            let trips = pairs.play(Duration::from_secs_f64(seconds), Some(&mut times))? as f64;
             let cost = before.until(&Reading::take(pid));
             let quantile = |q| times.value_at_quantile(q) as f64 / 1e3;
             Ok(PingPongRound {
@@ -76,6 +77,25 @@ impl PingPong {
         });
         pin_self(0..cores());
         round
+    }
+
+    /// All rounds by contender.
+    pub fn table(self, series: &[Series<PingPongRound>]) -> Table {
+        let head = ["", "k/s", "proxy µs", "system µs", "p50 µs", "p99 µs", "noise", "steal"];
+        let mut table = Table::new(format!("ping-pong, {} flows, 32 bytes", self.flows), head);
+        for s in series {
+            table.row([
+                s.contender.clone(),
+                format!("{:.1}", s.median(|r| r.per_s) / 1e3),
+                format!("{:.2}", s.median(|r| r.proxy)),
+                format!("{:.2}", s.median(|r| r.system)),
+                format!("{:.1}", s.median(|r| r.p50)),
+                format!("{:.1}", s.median(|r| r.p99)),
+                format!("{:.1}%", s.median(|r| r.noise) * 100.0),
+                format!("{:.1}%", s.median(|r| r.steal) * 100.0),
+            ]);
+        }
+        table
     }
 }
 
@@ -97,14 +117,14 @@ impl End for TcpStream {
     }
 }
 
-struct Table<C> {
+struct Pairs<C> {
     ends: Vec<(C, TcpStream)>,
     sent: Vec<Instant>,
     epoll: Epoll,
     events: Vec<EpollEvent>,
 }
 
-impl<C: End> Table<C> {
+impl<C: End> Pairs<C> {
     /// Watches all ends and serves on every flow.
     fn new(mut ends: Vec<(C, TcpStream)>) -> Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;

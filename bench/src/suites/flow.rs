@@ -10,7 +10,7 @@ use crate::load::goals::{Goal, geometric_mean};
 use crate::load::pingpong::{PingPong, PingPongRound};
 use crate::load::wire;
 use crate::run::rounds::of;
-use crate::run::{Bar, Chart, Context, Group, Outcome, Series, Spread, Table, ratios};
+use crate::run::{Bar, Chart, Context, Group, Outcome, Series, Spread, ratios};
 
 const SUITE: &str = "flow";
 
@@ -58,7 +58,7 @@ pub fn run(context: &Context, out: &mut Outcome) -> Result<()> {
     let (mut found, mut charts) = (Vec::new(), BulkCharts::default());
     for case in &bulk {
         let series = context.alternate(out, rounds, &mut running, |r| case.run(r, &listener, seconds))?;
-        out.table(bulk_table(case, &series));
+        out.table(case.table(&series));
         charts.add(case, &series);
         found.extend(bulk_ratios(case, &series));
         out.raw("bulk", record(case, &series));
@@ -68,7 +68,7 @@ pub fn run(context: &Context, out: &mut Outcome) -> Result<()> {
     let mut cpu = Vec::new();
     for case in &ping_pong {
         let series = context.alternate(out, rounds, &mut running, |r| case.run(r, &listener, seconds))?;
-        out.table(ping_pong_table(case, &series));
+        out.table(case.table(&series));
         cpu.push(group(format!("{} flows", case.flows), &series, |r| r.proxy));
         ping_pong_goals(case, &series, &mut out.goals);
         out.raw("ping-pong", record(case, &series));
@@ -115,41 +115,6 @@ fn group<R>(name: String, series: &[Series<R>], of: impl Fn(&R) -> f64) -> Group
 
 fn bulk_name(case: &Bulk) -> String {
     format!("{} flows, {} KiB", case.flows, case.write >> 10)
-}
-
-fn bulk_table(case: &Bulk, series: &[Series<BulkRound>]) -> Table {
-    let head = ["", "GB/s", "proxy s/GB", "system s/GB", "noise", "steal"];
-    let mut table =
-        Table::new(format!("bulk, {} flows, writes of {} KiB", case.flows, case.write >> 10), head);
-    for s in series {
-        table.row([
-            s.contender.clone(),
-            format!("{:.2}", s.median(|r| r.gb_per_s)),
-            format!("{:.3}", s.median(|r| r.proxy)),
-            format!("{:.3}", s.median(|r| r.system)),
-            format!("{:.1}%", s.median(|r| r.noise) * 100.0),
-            format!("{:.1}%", s.median(|r| r.steal) * 100.0),
-        ]);
-    }
-    table
-}
-
-fn ping_pong_table(case: &PingPong, series: &[Series<PingPongRound>]) -> Table {
-    let head = ["", "k/s", "proxy µs", "system µs", "p50 µs", "p99 µs", "noise", "steal"];
-    let mut table = Table::new(format!("ping-pong, {} flows, 32 bytes", case.flows), head);
-    for s in series {
-        table.row([
-            s.contender.clone(),
-            format!("{:.1}", s.median(|r| r.per_s) / 1e3),
-            format!("{:.2}", s.median(|r| r.proxy)),
-            format!("{:.2}", s.median(|r| r.system)),
-            format!("{:.1}", s.median(|r| r.p50)),
-            format!("{:.1}", s.median(|r| r.p99)),
-            format!("{:.1}%", s.median(|r| r.noise) * 100.0),
-            format!("{:.1}%", s.median(|r| r.steal) * 100.0),
-        ]);
-    }
-    table
 }
 
 /// Ours over HAProxy's, round by round.

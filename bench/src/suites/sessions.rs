@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use crate::load::arrivals::{ArrivalRound, Arrivals, STEPS};
+use crate::load::arrivals::{ArrivalRound, Arrivals, STEPS, carried, failed, near};
 use crate::load::goals::Goal;
 use crate::load::rig::{Lane, Rig};
 use crate::load::visitor::Door;
@@ -17,8 +17,6 @@ const RATES: &[f64] = &[50.0, 100.0, 200.0, 400.0];
 const QUICK: &[f64] = &[50.0, 200.0];
 /// The rate whose percentiles are promised.
 const PROMISED: f64 = 100.0;
-/// A rate counts as carried if so much of what was due came to its first byte.
-const CARRIED: f64 = 0.98;
 /// Share of a core beyond which the generator, not the proxy, is the limit.
 const BUSY: f64 = 0.85;
 
@@ -37,7 +35,7 @@ pub fn run(context: &Context, out: &mut Outcome) -> Result<()> {
         let series = context.alternate(out, rounds, &mut lanes, |lane: &mut Lane| {
             case.run(context, &lane.way, lane.pid, &client)
         })?;
-        out.table(table(&case, &series));
+        out.table(case.table(&series));
         out.raw("rates", serde_json::json!({ "case": case, "series": series }));
         say_limits(rate, &series, out);
         all.push((rate, series));
@@ -48,39 +46,6 @@ pub fn run(context: &Context, out: &mut Outcome) -> Result<()> {
     charts(&all, out);
     goals(&all, out);
     Ok(())
-}
-
-fn table(case: &Arrivals, series: &[Series<ArrivalRound>]) -> Table {
-    let head = [
-        "",
-        "done/s",
-        "failed",
-        "p50 ms",
-        "p90 ms",
-        "p99 ms",
-        "p99.9 ms",
-        "proxy CPU ms",
-        "proxy core",
-        "generator core",
-    ];
-    let title = format!("{} consoles per second, due until first byte", case.rate);
-    let mut table = Table::new(title, head);
-    for s in series {
-        let ms = |n: usize| format!("{:.2}", s.median(|r| r.total[n]));
-        table.row([
-            s.contender.clone(),
-            format!("{:.0}", s.median(|r| r.per_s)),
-            format!("{:.0}", s.rounds.iter().map(|r| r.failed as f64).sum::<f64>()),
-            ms(0),
-            ms(1),
-            ms(2),
-            ms(3),
-            format!("{:.2}", s.median(|r| r.proxy)),
-            format!("{:.0}%", s.median(|r| r.proxy_share) * 100.0),
-            format!("{:.0}%", s.median(|r| r.generator_share) * 100.0),
-        ]);
-    }
-    table
 }
 
 fn say_limits(rate: f64, series: &[Series<ArrivalRound>], out: &mut Outcome) {
@@ -118,7 +83,7 @@ fn inside(rig: &Rig, out: &mut Outcome) -> Result<()> {
 }
 
 fn steps_table(all: &[(f64, Vec<Series<ArrivalRound>>)], out: &mut Outcome) {
-    let Some((rate, series)) = promised(all) else { return };
+    let Some((rate, series)) = near(all, PROMISED) else { return };
     let head = std::iter::once("").chain(STEPS);
     let mut table =
         Table::new(format!("steps as the client sees them, medians, ms, at {rate} per second"), head);
@@ -129,14 +94,8 @@ fn steps_table(all: &[(f64, Vec<Series<ArrivalRound>>)], out: &mut Outcome) {
     out.table(table);
 }
 
-/// The series of the rate that is promised, or of the nearest one.
-fn promised(all: &[(f64, Vec<Series<ArrivalRound>>)]) -> Option<(f64, &Vec<Series<ArrivalRound>>)> {
-    let near = |rate: f64| (rate - PROMISED).abs();
-    all.iter().min_by(|a, b| near(a.0).total_cmp(&near(b.0))).map(|(rate, series)| (*rate, series))
-}
-
 fn charts(all: &[(f64, Vec<Series<ArrivalRound>>)], out: &mut Outcome) {
-    let Some((rate, series)) = promised(all) else { return };
+    let Some((rate, series)) = near(all, PROMISED) else { return };
     let merged = |s: &Series<ArrivalRound>| {
         let mut whole = s.rounds.iter().filter_map(|r| r.met.clone()).map(|met| met.total.clone());
         let mut first = whole.next()?;
@@ -172,21 +131,14 @@ fn goals(all: &[(f64, Vec<Series<ArrivalRound>>)], out: &mut Outcome) {
         let name = format!("mksgate {}", door.as_str());
         let mine: Vec<_> = all.iter().filter_map(|(rate, s)| Some((*rate, of(s, &name)?))).collect();
         let Some((_, first)) = mine.first() else { continue };
-        let share = |s: &Series<ArrivalRound>, rate: f64| s.median(|r| r.per_s) / rate;
-        // Poisson arrivals: what was due, not the nominal rate, is what can be carried.
-        let carried = |s: &Series<ArrivalRound>| {
-            let (due, failed) = s.rounds.iter().fold((0, 0), |(d, f), r| (d + r.due, f + r.failed));
-            1.0 - failed as f64 / due.max(1) as f64
-        };
-        let failed = first.rounds.iter().map(|r| r.failed as f64).sum::<f64>();
         out.goals.push(Goal::at_most(
             SUITE,
             format!("{name}: failed consoles at {}/s", mine[0].0),
-            failed,
+            failed(first) as f64,
             0.0,
         ));
         // What a core carries, from the CPU of the busiest rate that was carried.
-        let last = mine.iter().rev().find(|(rate, s)| carried(s) >= CARRIED && share(s, *rate) > 0.8);
+        let last = mine.iter().rev().find(|(rate, s)| carried(s, *rate));
         let (rate, s) = last.unwrap_or(&mine[0]);
         let per_core = s.spread(|r| 1e3 / r.proxy);
         let bound = if door == Door::Web { 600.0 } else { 1000.0 };

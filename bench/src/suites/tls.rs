@@ -9,11 +9,11 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::load::appliance::Appliance;
-use crate::load::bulk::{Bulk, BulkRound};
+use crate::load::bulk::Bulk;
 use crate::load::cost::cores;
 use crate::load::goals::{Goal, geometric_mean};
 use crate::load::handshake::{self, HandshakeRound, Server};
-use crate::load::pingpong::{PingPong, PingPongRound};
+use crate::load::pingpong::PingPong;
 use crate::load::sealed::Sealed;
 use crate::load::terminator::{Identity, KeyKind, Terminating, Terminator};
 use crate::load::{idle, sealed, wire};
@@ -76,17 +76,18 @@ fn speed(
                 connect(c, flows)?.into_iter().map(|(client, backend)| (client.into_socket(), backend));
             case.flood(Some(c.pid()), ends.collect(), seconds)
         })?;
-        out.table(bulk_table(flows, &series));
+        out.table(case.table(&series));
         out.raw("bulk", json!({ "case": case, "series": series }));
         bulk.push(series);
     }
     let mut ping_pong = Vec::new();
     for &flows in flows.iter().filter(|flows| named(&context.options.ping_pong, flows)) {
+        let case = PingPong { flows };
         let series = context.alternate(out, rounds, contenders, |c| {
             PingPong::play(Some(c.pid()), connect(c, flows)?, seconds)
         })?;
-        out.table(ping_pong_table(flows, &series));
-        out.raw("ping_pong", json!({ "case": PingPong { flows }, "series": series }));
+        out.table(case.table(&series));
+        out.raw("ping_pong", json!({ "case": case, "series": series }));
         ping_pong.push(series);
     }
     let goals = [
@@ -125,36 +126,6 @@ fn means<R>(
     let round =
         |n: usize| geometric_mean(pairs.iter().map(|(a, b)| figure(&a.rounds[n]) / figure(&b.rounds[n])));
     Some(Spread::of((0..rounds).map(round)))
-}
-
-fn bulk_table(flows: usize, series: &[Series<BulkRound>]) -> Table {
-    let head = ["", "GB/s", "proxy s/GB", "system s/GB"];
-    let mut table = Table::new(format!("bulk, {flows} flows, writes of {} KiB", WRITE >> 10), head);
-    for s in series {
-        table.row([
-            s.contender.clone(),
-            format!("{:.2}", s.median(|r| r.gb_per_s)),
-            format!("{:.3}", s.median(|r| r.proxy)),
-            format!("{:.3}", s.median(|r| r.system)),
-        ]);
-    }
-    table
-}
-
-fn ping_pong_table(flows: usize, series: &[Series<PingPongRound>]) -> Table {
-    let head = ["", "k/s", "proxy µs", "system µs", "p50 µs", "p99 µs"];
-    let mut table = Table::new(format!("ping-pong, {flows} flows, 32 bytes"), head);
-    for s in series {
-        table.row([
-            s.contender.clone(),
-            format!("{:.1}", s.median(|r| r.per_s) / 1e3),
-            format!("{:.2}", s.median(|r| r.proxy)),
-            format!("{:.2}", s.median(|r| r.system)),
-            format!("{:.1}", s.median(|r| r.p50)),
-            format!("{:.1}", s.median(|r| r.p99)),
-        ]);
-    }
-    table
 }
 
 /// Sessions that were used once and are silent.

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,14 +11,14 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use mksgate::ticket::{Target, TargetKind};
 
-use crate::load::appliance::Appliance;
-use crate::load::arrivals::{ArrivalRound, Arrivals};
+use crate::load::appliance::{Appliance, TENANT, target};
+use crate::load::arrivals::{ArrivalRound, Arrivals, carried, failed, near};
 use crate::load::cost::{cores, pin};
 use crate::load::crowd::screen;
 use crate::load::goals::Goal;
 use crate::load::visitor::{Door, Way, client_config};
 use crate::run::rounds::{differences, of};
-use crate::run::{Context, Outcome, Process, Series, Skip, Spread, Table};
+use crate::run::{Context, Outcome, Process, Series, Skip, Spread};
 use crate::sim::{Esxi, EsxiConfig, Ticket, Vm};
 
 const SUITE: &str = "vcenter";
@@ -32,8 +33,6 @@ const RATES: &[f64] = &[25.0, 50.0, 100.0, 200.0];
 const QUICK: &[f64] = &[50.0];
 /// The rate whose percentiles are promised.
 const PROMISED: f64 = 50.0;
-/// A rate counts as carried if so much of what was due came to its first byte.
-const CARRIED: f64 = 0.98;
 const DIRECT: &str = "esxi-mks";
 
 /// A kind of target, as a contender.
@@ -52,7 +51,7 @@ impl fmt::Display for Lane {
 /// A running vCenter.
 struct Vcenter {
     name: String,
-    address: String,
+    address: SocketAddr,
     certificate: String,
     vm: String,
     _process: Process,
@@ -89,7 +88,7 @@ fn measure(context: &Context, out: &mut Outcome, program: &Path, pinned: bool) -
     let straight = appliance.way(Door::Authd, &host, PLAIN, TICKET)?;
     let mut lanes = vec![Lane { name: DIRECT.to_owned(), way: straight, pid }];
     for vcenter in &vcenters {
-        let way = appliance.way_to(Door::Authd, PLAIN, vcenter.target()?)?;
+        let way = appliance.way_to(TENANT, Door::Authd, PLAIN, vcenter.target())?;
         lanes.push(Lane { name: vcenter.name.clone(), way, pid });
     }
     let (rounds, seconds, client) = (context.rounds(3, 2), context.seconds(3.0, 2.0), client_config()?);
@@ -109,7 +108,7 @@ fn measure(context: &Context, out: &mut Outcome, program: &Path, pinned: bool) -
         let series = context.alternate(out, rounds, &mut lanes, |lane: &mut Lane| {
             case.run(context, &lane.way, Some(lane.pid), &client)
         })?;
-        out.table(table(rate, &series));
+        out.table(case.table(&series));
         out.raw("rates", serde_json::json!({ "rate": rate, "seconds": seconds, "series": series }));
         all.push((rate, series));
     }
@@ -130,32 +129,12 @@ fn measure(context: &Context, out: &mut Outcome, program: &Path, pinned: bool) -
     Ok(())
 }
 
-fn table(rate: f64, series: &[Series<ArrivalRound>]) -> Table {
-    let head = ["target", "done/s", "failed", "p50 ms", "p90 ms", "p99 ms", "proxy CPU ms", "generator core"];
-    let mut table = Table::new(format!("{rate} consoles per second, due until first byte"), head);
-    for s in series {
-        let ms = |n: usize| format!("{:.2}", s.median(|r| r.total[n]));
-        table.row([
-            s.contender.clone(),
-            format!("{:.0}", s.median(|r| r.per_s)),
-            format!("{:.0}", s.rounds.iter().map(|r| r.failed as f64).sum::<f64>()),
-            ms(0),
-            ms(1),
-            ms(2),
-            format!("{:.2}", s.median(|r| r.proxy)),
-            format!("{:.0}%", s.median(|r| r.generator_share) * 100.0),
-        ]);
-    }
-    table
-}
-
 fn goals(all: &[(f64, Vec<Series<ArrivalRound>>)], out: &mut Outcome) {
-    let near = |rate: f64| (rate - PROMISED).abs();
-    let Some((rate, series)) = all.iter().min_by(|a, b| near(a.0).total_cmp(&near(b.0))) else { return };
+    let Some((rate, series)) = near(all, PROMISED) else { return };
     for (name, ms) in LATENCIES.map(|ms| (name(ms), ms as f64)) {
         let (Some(ours), Some(straight)) = (of(series, &name), of(series, DIRECT)) else { continue };
-        let failed = ours.rounds.iter().map(|r| r.failed as f64).sum::<f64>();
-        out.goals.push(Goal::at_most(SUITE, format!("{name}: failed consoles at {rate}/s"), failed, 0.0));
+        let lost = failed(ours) as f64;
+        out.goals.push(Goal::at_most(SUITE, format!("{name}: failed consoles at {rate}/s"), lost, 0.0));
         for (n, percentile, bound) in [(0, "p50", 10.0), (2, "p99", 25.0)] {
             // The simulator's own work is in it, its pause is not.
             let added = differences(ours, straight, |r| r.total[n]);
@@ -163,12 +142,7 @@ fn goals(all: &[(f64, Vec<Series<ArrivalRound>>)], out: &mut Outcome) {
             let what = format!("{name}: ms added to {percentile} beside the vCenter's latency, at {rate}/s");
             out.goals.push(Goal::at_most(SUITE, what, added, bound));
         }
-        let carried = |(rate, series): &&(f64, Vec<Series<ArrivalRound>>)| {
-            of(series, &name).is_some_and(|s| {
-                let (due, failed) = s.rounds.iter().fold((0, 0), |(d, f), r| (d + r.due, f + r.failed));
-                1.0 - failed as f64 / due.max(1) as f64 >= CARRIED && s.median(|r| r.per_s) >= 0.8 * rate
-            })
-        };
+        let carried = |(rate, series): &&(f64, Vec<_>)| of(series, &name).is_some_and(|s| carried(s, *rate));
         let most = all.iter().filter(carried).map(|(rate, _)| *rate).fold(0.0, f64::max);
         out.goals.push(Goal::at_least(SUITE, format!("{name}: consoles per second carried"), most, PROMISED));
     }
@@ -195,7 +169,7 @@ impl Vcenter {
             let word = line.and_then(|line| line.split(' ').next());
             word.map(str::to_owned).with_context(|| format!("the simulator printed no {key}"))
         };
-        let (address, certificate, vm) = (field("listening")?, field("certificate")?, field("vm")?);
+        let (address, certificate, vm) = (field("listening")?.parse()?, field("certificate")?, field("vm")?);
         Ok(Self { name: name(ms), address, certificate, vm, _process: process })
     }
 
@@ -204,13 +178,8 @@ impl Vcenter {
         self.name.replace(' ', "-")
     }
 
-    fn split(&self) -> Result<(&str, u16)> {
-        let (host, port) = self.address.rsplit_once(':').context("an address")?;
-        Ok((host, port.parse()?))
-    }
-
     fn section(&self) -> String {
-        let (host, port) = self.split().unwrap_or(("", 0));
+        let (host, port) = (self.address.ip(), self.address.port());
         format!(
             "[vcenters.{}]\nhost = \"{host}\"\nport = {port}\nthumbprints = [\"{}\"]\nuser = \"user\"\npassword_file = \"vcenter.secret\"\n",
             self.label(),
@@ -218,17 +187,10 @@ impl Vcenter {
         )
     }
 
-    fn target(&self) -> Result<Target> {
-        let (host, port) = self.split()?;
-        Ok(Target {
-            kind: TargetKind::Vcenter,
-            host: host.into(),
-            port: Some(port),
-            ticket: None,
-            cfg_file: Some(self.vm.clone()),
-            thumbprints: Vec::new(),
-            tls: None,
-        })
+    fn target(&self) -> Target {
+        let mut target = target(TargetKind::Vcenter, self.address);
+        target.cfg_file = Some(self.vm.clone());
+        target
     }
 }
 

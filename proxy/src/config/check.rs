@@ -125,7 +125,6 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
     })
 }
 
-/// A bare name or address: it stands in URLs and in tickets.
 fn listen(context: &Context<'_>, file: &ListenFile) -> Result<Listen, ConfigError> {
     let listen = Listen {
         tls: context.addresses("listen.tls", &file.tls)?,

@@ -46,6 +46,15 @@ impl ServerCertVerifier for Any {
     }
 }
 
+/// Asks an echoing machine to say this again.
+pub fn echoes<S: Read + Write>(mut stream: S) -> S {
+    stream.write_all(b"hello console").unwrap();
+    let mut answer = [0; 13];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"hello console");
+    stream
+}
+
 /// TLS over a blocking socket that never reads past a record.
 pub struct Tls {
     pub tcp: TcpStream,

@@ -12,6 +12,7 @@ use mksgate::tls::Thumbprint;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
+use super::desk::secret;
 use super::vcsim::{PASSWORD, USER};
 
 /// One call as it came.
@@ -158,10 +159,7 @@ impl FakeVcenter {
 
     /// `[vcenters.NAME]` for the configuration.
     pub fn account(&self, name: &str, dir: &Path) -> String {
-        use std::os::unix::fs::PermissionsExt;
-        let secret = dir.join("fake.secret");
-        std::fs::write(&secret, format!("{PASSWORD}\n")).unwrap();
-        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+        secret(&dir.join("fake.secret"), format!("{PASSWORD}\n"));
         format!(
             "[vcenters.{name}]\nhost = \"{}\"\nport = {}\nthumbprints = [\"{}\"]\nuser = \"{USER}\"\npassword_file = \"fake.secret\"",
             self.address.ip(),

@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use mksgate::tls::Thumbprint;
 use mksgate_bench::sim::{Esxi, EsxiConfig, Screen, Ticket, Vm};
 
+use super::desk::secret;
 use super::http::ask;
 use crate::support::client::{self, Tls};
 use crate::support::{PATIENCE, VM};
@@ -119,10 +120,7 @@ impl Vcsim {
 
     /// `[vcenters.lab]` for the configuration; the password's file goes into `dir`.
     pub fn account(&self, dir: &Path) -> String {
-        use std::os::unix::fs::PermissionsExt;
-        let secret = dir.join("vcenter.secret");
-        std::fs::write(&secret, format!("{PASSWORD}\n")).unwrap();
-        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+        secret(&dir.join("vcenter.secret"), format!("{PASSWORD}\n"));
         format!(
             "[vcenters.lab]\nhost = \"{}\"\nport = {}\nthumbprints = [\"{}\"]\nuser = \"{USER}\"\npassword_file = \"vcenter.secret\"",
             self.address.ip(),

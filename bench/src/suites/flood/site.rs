@@ -3,23 +3,21 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use mksgate::ticket::{Claims, KeyRing, Target, TargetKind};
 use rustls::ClientConfig;
 use tokio::runtime::Runtime;
 
-use crate::load::cost::{cores, pin};
+use crate::load::appliance::{Appliance, esxi};
+use crate::load::cost::cores;
 use crate::load::crowd::{ECHO, screen};
 use crate::load::visitor::{self, Console, Door, Way, client_config};
 use crate::netns::Namespace;
-use crate::run::process::own;
-use crate::run::{Context, Process};
+use crate::run::Context;
 use crate::sim::{Esxi, EsxiConfig, Ticket, Vm};
 
 /// On the wire to elsewhere, and no address of the host there.
@@ -172,51 +170,28 @@ pub struct Site {
     pub attackers: Way,
     /// TLS of all clients.
     pub client: Arc<ClientConfig>,
-    process: Process,
+    appliance: Appliance,
     _host: Esxi,
-    dir: PathBuf,
     held: Mutex<Option<(Runtime, Vec<Console>)>>,
 }
 
 impl Site {
     fn start(context: &Context, gate: Gate) -> Result<Self> {
-        let program = match &context.options.mksgate {
-            Some(program) => program.clone(),
-            None => own("mksgate")?,
-        };
-        let dir = tempfile::tempdir_in(context.dir())?.keep();
-        for args in [vec!["certificate", "--name", "console.example", "."], vec!["ticket", "keygen", "keys"]]
-        {
-            let made = Command::new(&program).args(&args).current_dir(&dir).output()?;
-            if !made.status.success() {
-                bail!("mksgate {}: {}", args.join(" "), String::from_utf8_lossy(&made.stderr));
-            }
-        }
         let xdp = if gate == Gate::Xdp { "required" } else { "off" };
-        fs::write(dir.join("mksgate.toml"), gate.fill(CONFIG).replace("{xdp}", xdp))?;
-        let mut command = Command::new(&program);
-        command.args(["serve", "--config"]).arg(dir.join("mksgate.toml"));
-        let mut process = Process::start("mksgate", &command, &dir.join("log"))?;
-        process.await_log("\"message\":\"serving\"")?;
-        if cores() > 1 {
-            pin(process.pid(), [0]);
-        }
+        let config = gate.fill(CONFIG).replace("{xdp}", xdp);
+        let mut appliance = Appliance::start_by(context, (cores() > 1).then_some("0"), None, |_| Ok(config))?;
         let config =
             EsxiConfig::default().vm(Vm::plain(MACHINE, screen())).ticket(Ticket::new("host", MACHINE));
         let host = Esxi::start(config)?;
-        let keys = KeyRing::load(&dir.join("keys"))?;
-        let way = |tenant| {
-            let (address, ticket) = (SocketAddr::from((gate.host(), 902)), ticket(&keys, &host, tenant)?);
-            anyhow::Ok(Way { door: Door::Authd, address, ticket: ticket.into(), vm: MACHINE.into() })
-        };
-        let (bolt, acme) = (way("bolt")?, way("acme")?);
+        let mut way = |tenant| appliance.way_to(tenant, Door::Authd, MACHINE, esxi(&host, "host"));
+        let (way, attackers) = (way("bolt")?, way("acme")?);
         let (client, held) = (client_config()?, Mutex::default());
-        Ok(Self { gate, way: bolt, attackers: acme, client, process, _host: host, dir, held })
+        Ok(Self { gate, way, attackers, client, appliance, _host: host, held })
     }
 
     /// The appliance's process.
     pub fn pid(&self) -> u32 {
-        self.process.pid()
+        self.appliance.pid()
     }
 
     /// Opens the consoles that stand through everything, from the namespace of the calling thread.
@@ -253,7 +228,7 @@ impl Site {
 
     /// Consoles of the other tenant that ended otherwise than by their client's close, by the audit file.
     pub fn broken(&self) -> Result<usize> {
-        let audit = fs::read_to_string(self.dir.join("audit.jsonl")).context("the audit file")?;
+        let audit = fs::read_to_string(self.appliance.dir().join("audit.jsonl")).context("the audit file")?;
         let lines = audit.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         Ok(lines
             .filter(|l| l["event"] == "close" && l["tenant"] == "bolt" && l["reason"] != "client_closed")
@@ -269,36 +244,6 @@ async fn echoes(console: &mut Console) -> io::Result<()> {
     } else {
         Err(io::ErrorKind::UnexpectedEof.into())
     }
-}
-
-fn ticket(keys: &KeyRing, host: &Esxi, tenant: &str) -> Result<String> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let target = Target {
-        kind: TargetKind::EsxiMks,
-        host: host.addr().ip().to_string(),
-        port: Some(host.addr().port()),
-        ticket: Some("host".into()),
-        cfg_file: None,
-        thumbprints: vec![host.thumbprint_sha256()],
-        tls: None,
-    };
-    let claims = Claims {
-        iss: None,
-        aud: None,
-        jti: format!("bench-{tenant}"),
-        iat: now,
-        nbf: now,
-        exp: now + 3600,
-        tenant: tenant.into(),
-        user: "bench".into(),
-        vm: MACHINE.into(),
-        target,
-        source: None,
-        max_connections: None,
-        session_seconds: None,
-        view_only: false,
-    };
-    keys.seal(&claims).context("sealing a ticket")
 }
 
 fn rules(text: &str) -> Result<()> {
