@@ -19,7 +19,7 @@ use super::Failure;
 /// Largest answer: some hundred thousand sessions.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
 /// Longest time for one request; longer than the server's own limit.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(50);
 
 /// A client of one admin socket. Each request is a connection of its own.
 #[derive(Clone, Debug)]

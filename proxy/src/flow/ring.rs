@@ -1,7 +1,7 @@
 //! The io_uring driver.
 //!
 //! ```text
-//!   Stage::Ring    multishot RECV ─► provided buffer ─► send(2) at once; what does not fit: ring SEND, then the rest
+//!   Stage::Ring    multishot RECV ─► provided buffer ─► SEND that does not wait; what does not fit waits for a POLL
 //!        │  ▲
 //!        ▼  │      every change of stage: cancel what is in flight, reap, then go on (`Stage::Quiescing`)
 //!   Stage::Ready   multishot POLL on both sockets ─► `pump` (inline splice(2)), or IORING_OP_SPLICE in `Mode::Splice`
@@ -56,6 +56,8 @@ const REVIEW: Duration = Duration::from_millis(25);
 /// A silent send is booked this soon, though nothing else happens.
 const BOOK_WITHIN: Duration = Duration::from_millis(20);
 const EVENTS: u32 = (libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP) as u32;
+/// What a socket is watched for on the ring while nothing is received from it, or while it does not take what is to be sent.
+const ROOM: u32 = libc::POLLOUT as u32;
 /// `user_data` of the mailbox's poll.
 const WAKE: u64 = u64::MAX;
 /// `user_data` of what needs no answer.
@@ -66,6 +68,8 @@ const BULK: u64 = u64::MAX - 2;
 const ALARM: u64 = u64::MAX - 3;
 /// From here on `user_data` names no flow.
 const RESERVED: u64 = ALARM;
+/// The bit of a cancel in `user_data`; below it stands what is to be cancelled.
+const CANCEL: u64 = 1 << 40;
 /// A shorter wait is a wait of its own; a longer one ends by an alarm that stays set over many waits: arming a timer
 /// for each of them would cost more than a message.
 const SHORT_WAIT: Duration = Duration::from_millis(2);
@@ -181,12 +185,18 @@ impl RingDriver {
         let fd = Fd(flow.socks[side].fd.as_raw_fd());
         if flow.dirs[side].eof || flow.dirs[side].paused {
             // Nothing is read from this side, yet a reset of it must end the flow.
-            if flow.ops & Op::Poll.bit(side) == 0 {
-                self.poll(core, key, side, fd.0, 0);
-            }
-            return;
+            return self.watch(core, key, side);
         }
         self.launch(core, key, Op::Recv, side, opcode::RecvMulti::new(fd, GROUP).build());
+    }
+
+    /// Watches a side for a reset and for room, until the next change of stage.
+    fn watch(&mut self, core: &mut Core, key: u32, side: Side) {
+        let Some(flow) = core.flows.get(key) else { return };
+        if flow.ops & Op::Poll.bit(side) == 0 {
+            let fd = flow.socks[side].fd.as_raw_fd();
+            self.poll(core, key, side, fd, ROOM);
+        }
     }
 
     /// Errors and hang-ups are always among the events (`IO_POLL_UNMASK` in io_uring/poll.c).
@@ -216,6 +226,10 @@ impl RingDriver {
         }
         let (key, side) = ((user_data >> 3) as u32, (user_data & 1) as usize);
         let op = Op::ALL[(user_data >> 1 & 3) as usize];
+        if user_data & CANCEL != 0 {
+            self.on_cancel(core, key, op, side, result);
+            return false;
+        }
         let over = !cqueue::more(flags);
         let Some(flow) = core.flows.get_mut(key) else { return false };
         if over {
@@ -317,7 +331,7 @@ impl RingDriver {
         core.on_event(key, side, result);
         match stage {
             Stage::Ready if over => self.poll(core, key, side, fd, EVENTS),
-            Stage::Ring if over => self.receive(core, key, side),
+            Stage::Ring => return self.on_watched(core, key, side, over),
             _ => {}
         }
         Ok(())

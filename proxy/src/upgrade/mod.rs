@@ -25,7 +25,7 @@ pub(crate) use take::means;
 pub use take::{Inheritance, detach};
 
 /// How long a new process may take until it could serve, and then for the state.
-const PATIENCE: Duration = Duration::from_secs(8);
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Tells a process that its standard input is a hand-over socket, and what to do about it.
 const VARIABLE: &str = "MKSGATE_HAND_OVER";
 

@@ -6,7 +6,7 @@ use io_uring::opcode;
 use io_uring::squeue::Flags;
 use io_uring::types::Fd;
 
-use super::{Op, QUEUE_LOW, RESERVED, RingDriver};
+use super::{CANCEL, Op, QUEUE_LOW, RESERVED, RingDriver};
 use crate::flow::core::Core;
 use crate::flow::state::{BACKEND, Side, Stage, reset};
 use crate::session::CloseReason;
@@ -27,6 +27,10 @@ impl RingDriver {
             return Ok(());
         }
         let way = &flow.dirs[dir];
+        if !way.empty() && !flow.socks[1 - dir].writable {
+            // `on_watched` goes on.
+            return Ok(());
+        }
         let owned = !way.pending.is_empty();
         let in_flight = flow.ops & Op::Send.bit(dir) != 0;
         let awaited = dir == BACKEND && flow.on_first_byte.is_some();
@@ -34,14 +38,19 @@ impl RingDriver {
         if in_flight {
             return Ok(());
         }
-        match self.next_piece(core, key, dir) {
-            Some((entry, len)) if self.silent_sends => {
-                let entry = entry.flags(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | libc::MSG_WAITALL).build();
-                self.pushed.push(SilentSend { key, dir, len, at_ms: core.now_ms });
-                self.launch(core, key, Op::Send, dir, entry.flags(Flags::SKIP_SUCCESS));
-            }
-            Some(_) => self.send_and_wait(core, key, dir),
-            None => return self.end_of_queue(core, key, dir),
+        let Some((entry, len)) = self.next_piece(core, key, dir) else {
+            return self.end_of_queue(core, key, dir);
+        };
+        // Never one that waits on the ring: the kernel's poll for it sees the FIN of a peer as a reason to try again, whatever
+        // was asked for (`IO_POLL_UNMASK`), and after 128 vain attempts the send blocks a worker thread, where no cancel that came
+        // meanwhile has found it (io_queue_async, io_req_alloc_apoll).
+        if self.silent_sends {
+            let entry = entry.flags(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | libc::MSG_WAITALL).build();
+            self.pushed.push(SilentSend { key, dir, len, at_ms: core.now_ms });
+            self.launch(core, key, Op::Send, dir, entry.flags(Flags::SKIP_SUCCESS));
+        } else {
+            let entry = entry.flags(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT).build();
+            self.launch(core, key, Op::Send, dir, entry);
         }
         Ok(())
     }
@@ -55,13 +64,6 @@ impl RingDriver {
         };
         let (fd, len) = (Fd(flow.socks[1 - dir].fd.as_raw_fd()), bytes.len() as u32);
         Some((opcode::Send::new(fd, bytes.as_ptr(), len), len))
-    }
-
-    /// A send that waits on the ring until the destination takes something.
-    fn send_and_wait(&mut self, core: &mut Core, key: u32, dir: Side) {
-        if let Some((entry, _)) = self.next_piece(core, key, dir) {
-            self.launch(core, key, Op::Send, dir, entry.flags(libc::MSG_NOSIGNAL).build());
-        }
     }
 
     fn end_of_queue(&mut self, core: &mut Core, key: u32, dir: Side) -> Result<(), CloseReason> {
@@ -90,24 +92,47 @@ impl RingDriver {
         dir: Side,
         result: i32,
     ) -> Result<(), CloseReason> {
-        let silent = [&mut self.taken, &mut self.pushed].into_iter().find_map(|sends| {
-            let at = sends.iter().position(|send| (send.key, send.dir) == (key, dir))?;
-            Some(sends.swap_remove(at))
-        });
+        for sends in [&mut self.taken, &mut self.pushed] {
+            sends.retain(|send| (send.key, send.dir) != (key, dir));
+        }
         match result {
             1.. => self.delivered(core, key, dir, result as usize, core.now_ms),
             0 => {}
-            code if matches!(-code, libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {}
+            code if code == -libc::EAGAIN => self.await_room(core, key, dir),
+            code if matches!(-code, libc::ECANCELED | libc::EINTR) => {}
             _ => return Err(reset(1 - dir)),
         }
-        let on_ring = core.flows.get(key).is_some_and(|flow| flow.stage == Stage::Ring);
-        match silent {
-            // It did not fit.
-            Some(_) if on_ring => self.send_and_wait(core, key, dir),
-            _ => self.forward(core, key, dir)?,
-        }
+        self.forward(core, key, dir)?;
         self.resume(core, key, dir);
         Ok(())
+    }
+
+    /// The destination takes nothing now.
+    fn await_room(&mut self, core: &mut Core, key: u32, dir: Side) {
+        let Some(flow) = core.flows.get_mut(key) else { return };
+        if flow.stage == Stage::Ring {
+            flow.socks[1 - dir].writable = false;
+            self.watch(core, key, 1 - dir);
+        }
+    }
+
+    /// The poll of a side of `Stage::Ring` came back: it may have room again.
+    pub(super) fn on_watched(
+        &mut self,
+        core: &mut Core,
+        key: u32,
+        side: Side,
+        over: bool,
+    ) -> Result<(), CloseReason> {
+        let Some(flow) = core.flows.get_mut(key) else { return Ok(()) };
+        let room = flow.socks[side].writable || flow.layers.is_some();
+        let waits = flow.layers.is_none() && !flow.dirs[1 - side].empty();
+        match (over, room) {
+            (true, true) => self.receive(core, key, side),
+            (true, false) => self.watch(core, key, side),
+            (false, _) => {}
+        }
+        if room && waits { self.forward(core, key, 1 - side) } else { Ok(()) }
     }
 
     /// Books the sends that made no completion. Right only when everything was submitted and every completion seen.
@@ -138,7 +163,9 @@ impl RingDriver {
         if self.taken.is_empty() {
             return;
         }
-        let failed = |user_data: u64| user_data < RESERVED && user_data >> 1 & 3 == Op::Send as u64;
+        let failed = |user_data: u64| {
+            user_data < RESERVED && user_data & CANCEL == 0 && user_data >> 1 & 3 == Op::Send as u64
+        };
         for &(user_data, result, flags) in completions.iter().filter(|c| failed(c.0)) {
             self.on_completion(core, user_data, result, flags);
         }

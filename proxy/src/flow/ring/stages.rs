@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use io_uring::opcode;
 use io_uring::squeue::Flags;
 
-use super::{EVENTS, NOBODY, Op, QUEUE_HIGH, REVIEW, RingDriver};
+use super::{CANCEL, EVENTS, Op, QUEUE_HIGH, REVIEW, RingDriver};
 use crate::flow::config::Mode;
 use crate::flow::core::Core;
 use crate::flow::direction::Pace;
@@ -37,8 +37,21 @@ impl RingDriver {
     }
 
     pub(super) fn cancel(&mut self, key: u32, op: Op, side: Side) {
-        let entry = opcode::AsyncCancel::new(op.user_data(key, side)).build();
-        self.push(&entry.user_data(NOBODY).flags(Flags::SKIP_SUCCESS));
+        let aim = op.user_data(key, side);
+        let entry = opcode::AsyncCancel::new(aim).build();
+        self.push(&entry.user_data(CANCEL | aim).flags(Flags::SKIP_SUCCESS));
+    }
+
+    /// A cancel that did not succeed. A receive that has just filled its share of buffers stands in no table until its task work
+    /// runs (`IOU_REQUEUE` in io_uring/net.c): the kernel says that there is none, and it would go on receiving. It is cancelled
+    /// again until it is found or over.
+    pub(super) fn on_cancel(&mut self, core: &Core, key: u32, op: Op, side: Side, result: i32) {
+        let Some(flow) = core.flows.get(key) else { return };
+        let unwanted =
+            matches!(flow.stage, Stage::Quiescing(_)) || (op == Op::Recv && flow.dirs[side].paused);
+        if result == -libc::ENOENT && unwanted && flow.ops & op.bit(side) != 0 {
+            self.cancel(key, op, side);
+        }
     }
 
     /// Cancels everything in flight; `goal` begins after the last completion.
@@ -132,6 +145,9 @@ impl RingDriver {
             return core.doom(key, CloseReason::Internal);
         }
         let layered = flow.layers.is_some();
+        if !layered {
+            flow.socks.iter_mut().for_each(|sock| sock.writable = true);
+        }
         let first = if layered {
             core.begin_on_ring(key)
         } else {
