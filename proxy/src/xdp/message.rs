@@ -33,10 +33,12 @@ const LARGEST: u32 = 32 << 20;
 /// To the keeper.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) enum Question {
+pub enum Question {
     /// From now on this connection says what the gate does.
     Lead {
+        /// What the gate is to be like.
         config: Box<XdpConfig>,
+        /// Whom it protects from what.
         policy: Box<Policy>,
         /// Sessions by tenant's number, those of all others being none; `None`: they stay as they are for now.
         active: Option<Vec<(u32, u32)>>,
@@ -53,17 +55,21 @@ pub(super) enum Question {
     /// Where the gate is and what it has counted.
     Look,
     /// The loudest sources.
-    Loudest { count: usize },
+    Loudest {
+        /// How many.
+        count: usize,
+    },
 }
 
 /// From the keeper.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) enum Answer {
+pub enum Answer {
     /// It is in force, or on its way to the kernel.
     Done,
     /// It cannot be.
     Refused {
+        /// The reason, for the operator.
         why: String,
         /// Nothing is wrong: there is no interface to protect.
         no_interface: bool,
@@ -86,7 +92,7 @@ pub(super) enum Answer {
 /// A [`DropEvent`] on its way.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Dropped {
+pub struct Dropped {
     source: std::net::IpAddr,
     destination: std::net::SocketAddr,
     tenant: String,
@@ -103,7 +109,7 @@ impl From<DropEvent> for Dropped {
 
 impl Dropped {
     /// `None` if the verdict is none.
-    pub(super) fn event(self) -> Option<DropEvent> {
+    pub fn event(self) -> Option<DropEvent> {
         let Dropped { source, destination, tenant, verdict, interface } = self;
         let verdict = Verdict::ALL.into_iter().map(Verdict::as_str).find(|known| *known == verdict)?;
         Some(DropEvent { source, destination, tenant, verdict, interface })
@@ -122,7 +128,7 @@ pub(super) struct WrittenRate {
 ///
 /// # Errors
 /// What the socket said; `InvalidInput` for a message that no reader would take.
-pub(super) fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
+pub fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
     let mut whole = vec![VERSION, 0, 0, 0, 0];
     serde_json::to_writer(&mut whole, message)?;
     let length =
@@ -137,10 +143,16 @@ pub(super) fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<(
 ///
 /// # Errors
 /// What the socket said; `Unsupported` for another version; `InvalidData` for what is no message.
-pub(super) fn receive<T: DeserializeOwned>(mut from: impl Read) -> io::Result<Option<T>> {
+pub fn receive<T: DeserializeOwned>(mut from: impl Read) -> io::Result<Option<T>> {
     let mut head = [0; 5];
-    if from.read(&mut head[..1])? == 0 {
-        return Ok(None);
+    loop {
+        match from.read(&mut head[..1]) {
+            Ok(0) => return Ok(None),
+            Ok(_) => break,
+            // A socket with a timeout is left by a signal whatever SA_RESTART says (signal(7)).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
     if head[0] != VERSION {
         let what = format!(
@@ -212,6 +224,23 @@ mod tests {
         };
         assert_eq!(Dropped::from(event.clone()).event(), Some(event.clone()));
         assert_eq!(Dropped { verdict: "mood".into(), ..event.into() }.event(), None);
+    }
+
+    /// A socket whose every read is left by a signal once.
+    struct Signalled<'a>(&'a [u8], bool);
+
+    impl Read for Signalled<'_> {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if self.1 { Err(io::ErrorKind::Interrupted.into()) } else { self.0.read(into) }
+        }
+    }
+
+    #[test]
+    fn a_signal_loses_no_message() {
+        let sent = packed(&Question::Loudest { count: 3 });
+        let got = receive(Signalled(&sent, false)).unwrap();
+        assert!(matches!(got, Some(Question::Loudest { count: 3 })), "{got:?}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ mod keeper;
 mod lines;
 mod local;
 mod maps;
-mod message;
+pub mod message;
 mod netlink;
 mod policy;
 mod remote;
