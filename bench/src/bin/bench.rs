@@ -23,7 +23,7 @@ struct Args {
     /// Only these beside mksgate, separated by commas: direct, haproxy, nginx, ….
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     peers: Vec<String>,
-    /// About five minutes: fewer and shorter rounds, fewer cases.
+    /// Under five minutes: fewer and shorter rounds, fewer cases.
     #[arg(long)]
     quick: bool,
     /// List the suites and their peers, and end.

@@ -42,10 +42,10 @@ pub fn run(context: &Context, out: &mut Outcome) -> Result<()> {
     let mut tls: Vec<_> = tls.into_iter().filter_map(|t| start(t, out)).collect();
     let web = [Terminator::MksgateWeb, Terminator::Websockify];
     let mut web: Vec<_> = web.into_iter().filter_map(|t| start(t, out)).collect();
-    speed(context, out, &listener, &mut tls, context.pick(&[1, 64, 512], &[1, 64]))?;
+    speed(context, out, &listener, &mut tls, context.pick(&[1, 64, 512], &[64]))?;
     // websockify has a process for each connection, with two descriptors of every earlier one, and waits by select(2), which
     // knows 1,024: it breaks connections before the 512th.
-    speed(context, out, &listener, &mut web, context.pick(&[1, 64, 448], &[1, 64]))?;
+    speed(context, out, &listener, &mut web, context.pick(&[1, 64, 448], &[64]))?;
     drop((tls, web));
     idle_sessions(context, out, &listener, &mut start)?;
     for kind in [KeyKind::Ecdsa, KeyKind::Rsa] {

@@ -91,7 +91,7 @@ fn measure(context: &Context, out: &mut Outcome, program: &Path, pinned: bool) -
         let way = appliance.way_to(TENANT, Door::Authd, PLAIN, vcenter.target())?;
         lanes.push(Lane { name: vcenter.name.clone(), way, pid });
     }
-    let (rounds, seconds, client) = (context.rounds(3, 2), context.seconds(3.0, 2.0), client_config()?);
+    let (rounds, seconds, client) = (context.rounds(3, 1), context.seconds(3.0, 2.0), client_config()?);
     // One console each, so that every session is warm.
     for lane in &lanes {
         Arrivals { rate: 5.0, seconds: 0.6, span: 0 }.run(context, &lane.way, Some(pid), &client)?;
