@@ -267,10 +267,11 @@ fn a_clone_ticket_opens_one_session_for_all_connections_of_its_ticket() {
     let vcenter = FakeVcenter::start(console, |_| Answer::Usual);
     let mut gate = gate_for(&vcenter, QUICK);
     let sealed = clone_ticket(&gate, &vcenter, "cst-VCT-one");
-    let consoles: Vec<_> = (0..4).map(|_| echoes(open(gate.authd, &sealed).unwrap())).collect();
+    // One fewer than a ticket may have at once: whether these have ended by then must not matter below.
+    let consoles: Vec<_> = (0..3).map(|_| echoes(open(gate.authd, &sealed).unwrap())).collect();
     let methods = vcenter.methods();
     assert_eq!(methods[..2], ["RetrieveServiceContent", "CloneSession"]);
-    assert_eq!(methods[2..], ["AcquireTicket"; 4]);
+    assert_eq!(methods[2..], ["AcquireTicket"; 3]);
     drop(consoles);
     // Its session is gone, and the clone ticket cannot open another.
     vcenter.forget_sessions();
