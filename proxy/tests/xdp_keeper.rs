@@ -18,8 +18,7 @@ use mksgate::xdp::{Shed, XdpSection};
 use mksgate_bench::load::flood::Plan;
 use mksgate_common::bucket::Rate;
 use mksgate_common::map::Tenant;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use site::{Refusal, Site, door4};
 use xdp_support::wire::{GATE, HOST4, PATIENCE, Wire, client4, until};
 use xdp_support::{policy, tenant};
@@ -31,19 +30,6 @@ fn acme(max_sessions: u32) -> String {
     format!(
         "[tenants.acme]\nmax_sessions = {max_sessions}\nsources = [\"10.77.1.0/24\"]\ntargets = [\"127.0.0.0/8\"]\n"
     )
-}
-
-/// Shed in the kernel, sooner or later; never let in.
-fn is_full(site: &Site, what: &str, ticket: &str) -> u64 {
-    until(what, || match site.open(client4(1, 1), ticket) {
-        Err(Refusal::Reset) => Some(site.syns("acme", "tenant_full")),
-        Err(Refusal::Told(_)) => None,
-        Ok(_) => panic!("more than the limit"),
-    })
-}
-
-fn known(site: &Site) -> u64 {
-    site.status()["gate"]["known_sources"].as_u64().unwrap()
 }
 
 #[test]
@@ -63,7 +49,7 @@ fn a_full_tenant_gets_a_reset_or_silence_and_the_appliance_has_no_privilege_for_
         let ticket = site.appliance.ticket(&site.host);
         let console = site.open(client4(1, 1), &ticket).unwrap();
         if on_limit == "reset" {
-            is_full(&site, "the gate knows", &ticket);
+            site.is_full("the gate knows", &ticket);
             assert!(site.syns("acme", "tenant_full") > 0);
             assert!(site.appliance.metric("mksgate_xdp_resets_total", &["acme"]) > 0.0);
         } else {
@@ -86,7 +72,7 @@ fn a_full_tenant_gets_a_reset_or_silence_and_the_appliance_has_no_privilege_for_
         until("an audit record", || {
             site.appliance.audit().iter().any(|r| r["event"] == "shed").then_some(())
         });
-        until("the source is known by its ticket", || (known(&site) == 1).then_some(()));
+        until("the source is known by its ticket", || (site.known() == 1).then_some(()));
         let loud = site.appliance.command(&["xdp", "top-sources"]);
         assert!(loud.status.success());
         drop(console);
@@ -111,6 +97,8 @@ fn a_tenants_sessions_reach_the_kernel_through_the_keeper_by_the_change_itself_a
     let Some(wire) = Wire::new() else { return };
     let place = Place::new();
     let _keeper = place.start(&wire.inside, &[]);
+    let file = keeper::kept(&place, &format!("interfaces = [\"{GATE}\"]"), "");
+    file.write();
     let section = XdpSection {
         keeper: Some(place.socket()),
         interfaces: vec![GATE.to_owned()],
@@ -137,10 +125,7 @@ fn a_tenants_sessions_reach_the_kernel_through_the_keeper_by_the_change_itself_a
 
 /// Replaces one text of the configuration and reloads.
 fn reload(site: &Site, old: &str, new: &str) -> Result<String, String> {
-    let path = site.appliance.dir.path().join("mksgate.toml");
-    let text = fs::read_to_string(&path).unwrap();
-    assert!(text.contains(old), "{old} in {text}");
-    fs::write(&path, text.replace(old, new)).unwrap();
+    site.change(old, new);
     let output = site.appliance.command(&["reload"]);
     let text = |bytes| String::from_utf8(bytes).unwrap();
     if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
@@ -153,10 +138,10 @@ fn a_reload_changes_limits_and_interfaces_at_the_keeper_or_nothing() {
     let ours = program(&site, GATE);
     let ticket = site.appliance.ticket(&site.host);
     let _first = site.open(client4(1, 1), &ticket).unwrap();
-    is_full(&site, "one of one", &ticket);
+    site.is_full("one of one", &ticket);
     reload(&site, "max_sessions = 1", "max_sessions = 2").unwrap();
     let _second = site.open_soon("two of two", &ticket);
-    is_full(&site, "that is all", &ticket);
+    site.is_full("that is all", &ticket);
 
     site.wire.inside.ip("link add other0 type veth peer name other1").unwrap();
     let said = reload(&site, "on_limit", "interfaces = [\"gate0\", \"other0\"]\non_limit").unwrap();
@@ -167,16 +152,7 @@ fn a_reload_changes_limits_and_interfaces_at_the_keeper_or_nothing() {
     assert_eq!((program(&site, GATE), program(&site, "other0")), (ours, ours), "as before");
     reload(&site, ", \"nowhere0\"", "").unwrap();
     assert_eq!((program(&site, GATE), program(&site, "other0")), (ours, None));
-    is_full(&site, "still two of two", &ticket);
-}
-
-/// The process in charge, ended with the test: it is nobody's child.
-struct Heir(Pid);
-
-impl Drop for Heir {
-    fn drop(&mut self) {
-        let _ = kill(self.0, Signal::SIGKILL);
-    }
+    site.is_full("still two of two", &ticket);
 }
 
 #[test]
@@ -185,23 +161,21 @@ fn an_upgrade_keeps_program_counters_sources_and_limit_without_any_privilege() {
     let Some((keeper, site)) = start(&place, XDP, &acme(1), &[]) else { return };
     let ticket = site.appliance.ticket(&site.host);
     let mut console = site.open(client4(1, 1), &ticket).unwrap();
-    let shed = is_full(&site, "the gate knows", &ticket);
+    let shed = site.is_full("the gate knows", &ticket);
     let (passed, ours) = (site.syns("acme", "pass"), program(&site, GATE));
-    until("the source is known by its ticket", || (known(&site) == 1).then_some(()));
+    until("the source is known by its ticket", || (site.known() == 1).then_some(()));
     keeper.says("a proxy is in charge");
 
     let upgraded = site.appliance.command(&["upgrade"]);
     assert!(upgraded.status.success(), "{}", String::from_utf8_lossy(&upgraded.stderr));
-    let status = site.appliance.command(&["status", "--json"]);
-    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
-    let heir = Heir(Pid::from_raw(status["pid"].as_i64().unwrap() as i32));
+    let heir = site.in_charge();
     assert_ne!(heir.0.as_raw() as u32, site.appliance.pid());
     keeper.says("a proxy is in charge");
     site::echoes(&mut console);
     assert_eq!(program(&site, GATE), ours, "nobody has touched the link");
-    assert_eq!(known(&site), 1, "the source is known throughout");
+    assert_eq!(site.known(), 1, "the source is known throughout");
     assert!(site.syns("acme", "pass") >= passed, "counters go on");
-    assert!(is_full(&site, "full as before", &ticket) > shed);
+    assert!(site.is_full("full as before", &ticket) > shed);
     drop(console);
     drop(site.open_soon("the new process's word counts", &ticket));
     is_full_after_one_more(&site, &ticket);
@@ -209,7 +183,7 @@ fn an_upgrade_keeps_program_counters_sources_and_limit_without_any_privilege() {
 
 fn is_full_after_one_more(site: &Site, ticket: &str) {
     let _console = site.open_soon("there is room", ticket);
-    is_full(site, "and then none", ticket);
+    site.is_full("and then none", ticket);
 }
 
 #[test]
@@ -218,7 +192,7 @@ fn an_upgrade_that_fails_leaves_the_gate_with_the_old_process() {
     let Some((_keeper, site)) = start(&place, XDP, &acme(1), &[]) else { return };
     let ticket = site.appliance.ticket(&site.host);
     let console = site.open(client4(1, 1), &ticket).unwrap();
-    is_full(&site, "the gate knows", &ticket);
+    site.is_full("the gate knows", &ticket);
     let ours = program(&site, GATE);
     // It leads the gate, and then cannot have its port for metrics.
     let taken = site.wire.inside.run(|| TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -229,7 +203,7 @@ fn an_upgrade_that_fails_leaves_the_gate_with_the_old_process() {
     assert!(!site.appliance.command(&["upgrade"]).status.success());
     fs::write(&path, text).unwrap();
     assert_eq!(program(&site, GATE), ours);
-    is_full(&site, "full as before", &ticket);
+    site.is_full("full as before", &ticket);
     drop(console);
     drop(site.open_soon("the old process's word counts", &ticket));
 }
@@ -240,7 +214,7 @@ fn the_gate_outlives_a_killed_appliance_for_its_time_and_no_longer() {
     let Some((keeper, mut site)) = start(&place, XDP, &acme(1), &["--linger", "8"]) else { return };
     let ticket = site.appliance.ticket(&site.host);
     let console = site.open(client4(1, 1), &ticket).unwrap();
-    let shed = is_full(&site, "the gate knows", &ticket);
+    let shed = site.is_full("the gate knows", &ticket);
     let ours = program(&site, GATE);
     assert!(ours.is_some());
     site.wire.inside.run(|| site.appliance.restart(&[Signal::SIGKILL], || ()));
@@ -249,7 +223,7 @@ fn the_gate_outlives_a_killed_appliance_for_its_time_and_no_longer() {
     assert!(site.syns("acme", "tenant_full") >= shed, "counters go on");
     // What the dead process had published is not held against anybody.
     let console = site.open_soon("there is room", &ticket);
-    is_full(&site, "one of one", &ticket);
+    site.is_full("one of one", &ticket);
     drop(console);
 
     site.appliance.signal(Signal::SIGKILL);
@@ -267,8 +241,8 @@ fn what_waits_for_a_restart_comes_with_it_and_the_counters_go_on() {
     let Some((_keeper, mut site)) = start(&place, XDP, &acme(1), &[]) else { return };
     let ticket = site.appliance.ticket(&site.host);
     let console = site.open(client4(1, 1), &ticket).unwrap();
-    let shed = is_full(&site, "the gate knows", &ticket);
-    until("the source is known by its ticket", || (known(&site) == 1).then_some(()));
+    let shed = site.is_full("the gate knows", &ticket);
+    until("the source is known by its ticket", || (site.known() == 1).then_some(()));
     let path = site.appliance.dir.path().join("mksgate.toml");
     let text = fs::read_to_string(&path).unwrap();
     let change =
@@ -277,9 +251,50 @@ fn what_waits_for_a_restart_comes_with_it_and_the_counters_go_on() {
     drop(console);
     let status = site.status();
     assert_eq!(status["gate"]["interfaces"][0]["mode"], "generic", "{status}");
-    assert_eq!((&status["gate"]["max_sources"], known(&site)), (&1024.into(), 1), "{status}");
+    assert_eq!((&status["gate"]["max_sources"], site.known()), (&1024.into(), 1), "{status}");
     assert!(site.syns("acme", "tenant_full") >= shed);
     is_full_after_one_more(&site, &ticket);
+}
+
+/// A keeper that lets the gate go before it has the next one would shed nothing here, and forget who is full.
+#[test]
+fn an_upgrade_whose_gate_cannot_be_had_says_why_and_the_keeper_goes_on_with_the_old_one() {
+    let place = Place::new();
+    let xdp = format!("interfaces = [\"gate0\", \"plain0\"]\n{XDP}");
+    let Some(wire) = Wire::new() else { return };
+    wire.inside.ip("link add plain0 type bridge").unwrap();
+    let _keeper = place.start(&wire.inside, &[]);
+    let (appliance, host) = wire
+        .inside
+        .run(|| (keeper::kept(&place, &xdp, &acme(1)).start_by(keeper::unprivileged()), site::host()));
+    let site = Site { appliance, host, wire };
+    let ticket = site.appliance.ticket(&site.host);
+    let mut console = site.open(client4(1, 1), &ticket).unwrap();
+    let shed = site.is_full("the gate knows", &ticket);
+    until("the source is known by its ticket", || (site.known() == 1).then_some(()));
+    for (section, why) in [
+        ("mode = \"native\"", "XDP on plain0: its driver has no native XDP"),
+        ("mode = \"native\"\nmax_sources = 1024", "XDP on plain0: its driver has no native XDP"),
+        ("max_sources = 1", "xdp.max_sources"),
+    ] {
+        site.refuses_upgrade(section, why);
+        assert_eq!(program(&site, "plain0"), program(&site, GATE), "{section}");
+        site::echoes(&mut console);
+        assert!(site.is_full("full as before", &ticket) > shed, "{section}");
+        assert_eq!(site.known(), 1, "{section}");
+    }
+    // Once it can be had, nothing is lost by it.
+    site.wire.inside.ip("link del plain0").unwrap();
+    site.change("interfaces = [\"gate0\", \"plain0\"]", "max_sources = 1024");
+    let (passed, old) = (site.syns("acme", "pass"), program(&site, GATE));
+    let upgraded = site.appliance.command(&["upgrade"]);
+    assert!(upgraded.status.success(), "{}", String::from_utf8_lossy(&upgraded.stderr));
+    let _heir = site.in_charge();
+    let status = site.status();
+    assert_eq!((&status["gate"]["max_sources"], site.known()), (&1024.into(), 1), "{status}");
+    assert!(program(&site, GATE).is_some_and(|new| Some(new) != old), "another program");
+    assert!(site.syns("acme", "pass") >= passed && site.is_full("full as before", &ticket) > shed);
+    site::echoes(&mut console);
 }
 
 #[test]
@@ -288,7 +303,7 @@ fn a_killed_keeper_costs_the_gate_until_it_is_back_and_nothing_else() {
     let Some((keeper, mut site)) = start(&place, XDP, &acme(1), &[]) else { return };
     let ticket = site.appliance.ticket(&site.host);
     let mut console = site.open(client4(1, 1), &ticket).unwrap();
-    is_full(&site, "the gate knows", &ticket);
+    site.is_full("the gate knows", &ticket);
     keeper.kill();
     let off = |line: &serde_json::Value| {
         line["fields"]["message"].as_str().is_some_and(|m| m.starts_with("XDP gate off"))
@@ -311,7 +326,7 @@ fn a_killed_keeper_costs_the_gate_until_it_is_back_and_nothing_else() {
     keeper.says("a proxy is in charge");
     assert!(program(&site, GATE).is_some());
     // Nothing has changed since: it was told again what it had been told before.
-    assert!(is_full(&site, "the new keeper knows", &ticket) > 0);
+    assert!(site.is_full("the new keeper knows", &ticket) > 0);
     site::echoes(&mut console);
 }
 

@@ -14,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use keeper::{Place, kept, program, start};
-use serde_json::Value;
+use serde_json::{Value, json};
 use site::Site;
 use support::PATIENCE;
 use xdp_support::wire::{GATE, Wire, until};
@@ -105,6 +105,69 @@ fn garbage_and_too_much_are_refused_and_harm_nothing() {
     assert_eq!(ask(&mut stream, r#"{"Publish":{"active":[[1,5]],"learned":[]}}"#), "Replaced");
     assert!(ask(&mut stream, "\"Look\"")["Seen"][0]["program"].is_u64());
     drop(stream);
+    is_unharmed(&site, ours);
+}
+
+/// No limit at all.
+fn unlimited() -> Value {
+    let none = json!({"interval": 0, "tolerance": 0});
+    json!({
+        "on_limit": "drop", "source": none, "global": none, "shared": none, "resets": none, "events": none,
+        "learned": {"secs": 1, "nanos": 0},
+    })
+}
+
+/// What a proxy says that wants the gate there, to protect that.
+fn lead(interface: &str, listen: &str) -> Value {
+    let config = json!({
+        "enabled": "auto", "interfaces": [interface], "mode": "auto", "max_sources": 65536, "tenant_headroom": 4,
+        "limits": unlimited(),
+    });
+    let policy = json!({"limits": unlimited(), "listen": [listen], "tenants": [], "balancers": []});
+    json!({"Lead": {"config": config, "policy": policy, "active": []}})
+}
+
+/// Whoever has taken over the process at the network has its user, and with that the keeper's ear.
+#[test]
+fn the_proxys_user_gets_no_interface_address_mode_or_size_that_the_file_does_not_name() {
+    let place = Place::new();
+    let xdp = format!("interfaces = [\"{GATE}\"]\n{XDP}");
+    let Some((keeper, site)) = start(&place, &xdp, ACME, &[]) else { return };
+    let ours = program(&site, GATE);
+    site.wire.inside.ip("link add other0 type veth peer name other1").unwrap();
+    let with = |key: &str, value: Value| {
+        let mut question = lead(GATE, "10.77.0.1:443");
+        question["Lead"]["config"][key] = value;
+        question
+    };
+    let tenant = json!({
+        "number": 1, "name": "acme", "max_sessions": 0, "rate": {"interval": 0, "tolerance": 0},
+        "sources": ["0.0.0.0/0"], "addresses": ["10.77.0.1:22"],
+    });
+    let mut a_tenants = lead(GATE, "10.77.0.1:443");
+    a_tenants["Lead"]["policy"]["tenants"] = json!([tenant]);
+    for (question, named) in [
+        (lead("other0", "10.77.0.1:443"), "XDP on other0: not allowed"),
+        (with("interfaces", json!([GATE, "lo"])), "XDP on lo: not allowed"),
+        (lead(GATE, "10.77.0.1:22"), "protecting 10.77.0.1:22: not allowed"),
+        (lead(GATE, "0.0.0.0:443"), "protecting 0.0.0.0:443: not allowed"),
+        (a_tenants, "protecting 10.77.0.1:22: not allowed"),
+        (with("mode", json!("generic")), "xdp.mode: not allowed"),
+        (with("max_sources", json!(16_777_216)), "xdp.max_sources: not allowed"),
+    ] {
+        let answer = ask(&mut connect(&place), &question.to_string());
+        let why = answer["Refused"]["why"].as_str().unwrap_or_else(|| panic!("{question}: {answer}"));
+        assert!(why.contains(named) && why.contains("mksgate.toml"), "{why}");
+        keeper.says(named);
+    }
+    assert_eq!(program(&site, "other0"), None);
+    is_unharmed(&site, ours);
+    // Without a file that says so, nothing new, whoever asks.
+    let path = site.appliance.dir.path().join("mksgate.toml");
+    fs::rename(&path, path.with_extension("away")).unwrap();
+    let answer = ask(&mut connect(&place), &lead("other0", "10.77.0.1:443").to_string());
+    assert!(answer["Refused"]["why"].as_str().unwrap().contains("cannot be read"), "{answer}");
+    keeper.says("cannot be read");
     is_unharmed(&site, ours);
 }
 

@@ -24,6 +24,9 @@ pub(super) struct KeepCommand {
     /// The user that the proxy runs as; root may, too
     #[arg(long, value_name = "NAME", default_value = "mksgate")]
     user: String,
+    /// The configuration file: no interface, address or size is taken from the proxy that does not stand there
+    #[arg(long, value_name = "FILE", default_value = super::CONFIG)]
+    config: PathBuf,
     /// How long the gate stays in place without a proxy, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=3600))]
     linger: u64,
@@ -51,7 +54,7 @@ impl KeepCommand {
             format!("{} cannot be listened on ({error}); --socket names another place", self.socket.display())
         };
         let listener = bind(&self.socket).map_err(cannot)?;
-        let keeper = Keeper::new(listener, user, Duration::from_secs(self.linger))?;
+        let keeper = Keeper::new(listener, user, &self.config, Duration::from_secs(self.linger))?;
         tracing::info!(socket = %self.socket.display(), user = self.user, "keeper of the XDP gate: no proxy yet");
         Manager::of_this_process().ready();
         Ok(keeper.serve()?)

@@ -10,6 +10,7 @@ const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
 const BPF_LINK_GET_NEXT_ID: libc::c_long = 31;
+const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_XDP: u32 = 37;
 const BPF_LINK_TYPE_XDP: u32 = 6;
@@ -70,6 +71,11 @@ pub fn link_create(program: BorrowedFd<'_>, interface: u32, flags: u32) -> io::R
 pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = Attr::new(&[link.as_raw_fd() as u32, program.as_raw_fd() as u32]);
     bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Takes the program off at once; the link stays as an empty shell with whoever holds it.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(BPF_LINK_DETACH, &mut Attr::new(&[link.as_raw_fd() as u32])).map(drop)
 }
 
 /// All links to interfaces of this host, with a descriptor of each.

@@ -93,6 +93,24 @@ impl Attachment {
         bpf::link_update(self.link.as_fd(), program)
     }
 
+    /// It is what an interface of this mode has. What is generic although native was tried first, was tried.
+    pub fn suits(&self, mode: Mode) -> bool {
+        match mode {
+            Mode::Native => self.native,
+            Mode::Generic => !self.native,
+            Mode::Auto => self.native || self.fallback.is_some(),
+        }
+    }
+
+    /// Takes it off the interface, whoever else holds the link.
+    pub fn detach(&self) -> io::Result<()> {
+        match bpf::link_detach(self.link.as_fd()) {
+            // The interface is gone, and the program with it (bpf_xdp_link_release in net/core/dev.c).
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
+            done => done,
+        }
+    }
+
     /// What has become of it.
     pub fn state(&self, program: u32) -> State {
         match bpf::link_info(&self.link) {

@@ -1,6 +1,7 @@
 //! The gate as the rest of the proxy sees it.
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool, atomic::Ordering},
     thread::JoinHandle,
@@ -69,7 +70,7 @@ impl Gate {
         let fd = program.fd()?;
         let interfaces: Vec<_> =
             names.into_iter().map(|name| Interface::attach(fd, name, config.mode)).collect();
-        enough(&config, &interfaces)?;
+        enough(&config, interfaces.iter())?;
         interfaces.iter().for_each(Interface::tell);
         let inner = Inner {
             config,
@@ -125,6 +126,14 @@ impl Gate {
     /// the interfaces it had.
     pub fn update(&self, config: XdpConfig, policy: Policy) -> Result<(), GateError> {
         self.shared.inner().update(config, policy)
+    }
+
+    /// The same for another process, with what a reload leaves as it was.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn renew(&self, config: XdpConfig, policy: Policy) -> Result<(), GateError> {
+        self.shared.inner().renew(config, policy)
     }
 
     /// Off every interface at once, whoever else holds the gate yet.
@@ -203,6 +212,13 @@ impl Gate {
     pub fn problem(&self) -> Option<(String, String)> {
         let off = self.status().interfaces.into_iter().find(|interface| interface.mode == "off")?;
         Some((off.name, off.problem.unwrap_or_default()))
+    }
+
+    /// What it is like and where it is to be.
+    pub(super) fn in_force(&self) -> (XdpConfig, Policy, BTreeSet<String>) {
+        let inner = self.shared.inner();
+        let names = inner.interfaces.iter().map(|interface| interface.name.clone());
+        (inner.config.clone(), inner.policy.clone(), names.collect())
     }
 
     /// Where it is and what it holds.

@@ -7,13 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     attach::State,
-    config::{Enabled, OnLimit, XdpConfig},
+    config::{Enabled, Mode, OnLimit, XdpConfig},
     counters::CounterReport,
     error::GateError,
-    interface::{Interface, InterfaceStatus, all, interface_names},
+    interface::{Interface, InterfaceStatus, all, enough, interface_names},
     local,
-    maps::{Program, Readers, Sizes},
+    maps::Program,
     policy::{Plan, Policy},
+    readers::Readers,
+    sizes::Sizes,
 };
 
 /// Everything that changes under one lock.
@@ -54,10 +56,45 @@ pub struct GateStatus {
 impl Inner {
     /// Brings another configuration into force, all or nothing. Interfaces that it names as before are not touched.
     pub fn update(&mut self, config: XdpConfig, policy: Policy) -> Result<(), GateError> {
+        let strict = self.config.enabled == Enabled::Required || self.config.interfaces != config.interfaces;
+        self.apply(config, policy, strict)
+    }
+
+    /// The same with what a reload leaves as it was: `enabled`, `mode` and `max_sources`. The program is loaded before anything
+    /// changes, and exchanged under its links; only an interface that changes its mode is without for a moment.
+    pub fn renew(&mut self, config: XdpConfig, policy: Policy) -> Result<(), GateError> {
+        let wanted = self.wanted(&config, &policy)?;
+        let old = self.config.clone();
+        self.change_mode(&wanted, &config)?;
+        (self.config.enabled, self.config.max_sources) = (config.enabled, config.max_sources);
+        let strict = config.enabled == Enabled::Required;
+        self.apply(config, policy, strict).inspect_err(|_| {
+            let _ = self.set_mode(&wanted, old.mode);
+            self.config = old;
+        })
+    }
+
+    /// Where that leaves too few interfaces with the gate, they are as before.
+    fn change_mode(&mut self, wanted: &[String], config: &XdpConfig) -> Result<(), GateError> {
+        self.set_mode(wanted, config.mode)?;
+        let stay = self.interfaces.iter().filter(|interface| wanted.contains(&interface.name));
+        enough(config, stay).inspect_err(|_| {
+            let _ = self.set_mode(wanted, self.config.mode);
+        })
+    }
+
+    fn set_mode(&mut self, wanted: &[String], mode: Mode) -> Result<(), GateError> {
+        let fd = self.program.fd()?;
+        let stays = |interface: &&mut Interface| !interface.given_up && wanted.contains(&interface.name);
+        self.interfaces.iter_mut().filter(stays).for_each(|interface| interface.set_mode(fd, mode));
+        Ok(())
+    }
+
+    fn apply(&mut self, config: XdpConfig, policy: Policy, strict: bool) -> Result<(), GateError> {
         let plan = current_plan(&policy)?;
         let wanted = self.wanted(&config, &policy)?;
         let before = self.interfaces.len();
-        let added = self.attach_to(&wanted, &config)?;
+        let added = self.attach_to(&wanted, &config, strict)?;
         self.interfaces.extend(added);
         if let Err(error) = self.publish(plan) {
             self.interfaces.truncate(before);
@@ -94,12 +131,17 @@ impl Inner {
 
     /// The program, as it is now, on those that do not have it. What an operator has just asked for is had or refused;
     /// where an address merely leads to another interface, that may wait, as at the start.
-    fn attach_to(&self, wanted: &[String], config: &XdpConfig) -> Result<Vec<Interface>, GateError> {
+    fn attach_to(
+        &self,
+        wanted: &[String],
+        config: &XdpConfig,
+        strict: bool,
+    ) -> Result<Vec<Interface>, GateError> {
         let fd = self.program.fd()?;
         let new = wanted.iter().filter(|name| self.is_new(name));
         let added: Vec<_> = new.map(|name| Interface::attach(fd, name.clone(), config.mode)).collect();
-        if self.config.enabled == Enabled::Required || self.config.interfaces != config.interfaces {
-            all(&added)?;
+        if strict {
+            all(added.iter())?;
         }
         Ok(added)
     }
@@ -112,9 +154,9 @@ impl Inner {
         self.interfaces.sort_by_key(place);
     }
 
-    /// Publishes a plan, in place or by a larger program under the same links.
+    /// Publishes a plan, in place or by a program of other sizes under the same links.
     pub fn publish(&mut self, plan: Plan) -> Result<(), GateError> {
-        if self.program.holds(&plan) {
+        if self.program.holds(&plan) && self.program.max_sources() == self.config.max_sources {
             return self.program.publish(plan).map_err(|e| GateError::map("publishing the policy", e));
         }
         let sizes = Sizes::for_plan(&plan, self.config.max_sources);

@@ -38,6 +38,21 @@ impl Interface {
         Interface { name, attachment, given_up: false }
     }
 
+    /// Has it in this mode, if that can be. The kernel takes no two modes at once (dev_xdp_attach in net/core/dev.c): where it
+    /// is another one, the interface is without for as long as two system calls take.
+    pub fn set_mode(&mut self, program: BorrowedFd<'_>, mode: Mode) {
+        if let Ok(attachment) = &self.attachment {
+            if attachment.suits(mode) {
+                return;
+            }
+            if let Err(error) = attachment.detach() {
+                return tracing::warn!(interface = self.name, %error, "XDP gate: its mode cannot be changed");
+            }
+        }
+        self.attachment = Attachment::new(program, &self.name, mode);
+        self.tell();
+    }
+
     /// Why it has no program.
     fn failure(&self) -> Option<GateError> {
         let problem = self.attachment.as_ref().err()?.clone();
@@ -90,12 +105,15 @@ pub(super) fn interface_names(config: &XdpConfig, policy: &Policy) -> Result<Vec
 }
 
 /// At least one interface has it; all, if it is required.
-pub(super) fn enough(config: &XdpConfig, interfaces: &[Interface]) -> Result<(), GateError> {
+pub(super) fn enough<'a>(
+    config: &XdpConfig,
+    interfaces: impl Iterator<Item = &'a Interface> + Clone,
+) -> Result<(), GateError> {
     let has = |interface: &Interface| interface.attachment.is_ok();
-    if config.enabled != Enabled::Required && interfaces.iter().any(has) { Ok(()) } else { all(interfaces) }
+    if config.enabled != Enabled::Required && interfaces.clone().any(has) { Ok(()) } else { all(interfaces) }
 }
 
 /// Every one has it.
-pub(super) fn all(interfaces: &[Interface]) -> Result<(), GateError> {
-    interfaces.iter().find_map(Interface::failure).map_or(Ok(()), Err)
+pub(super) fn all<'a>(mut interfaces: impl Iterator<Item = &'a Interface>) -> Result<(), GateError> {
+    interfaces.find_map(Interface::failure).map_or(Ok(()), Err)
 }

@@ -4,9 +4,10 @@
 //! come and go: over an upgrade, a restart or a crash the gate stays as it is, and is gone when nobody has come for it.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     io,
     os::{fd::AsFd as _, unix::net::UnixListener, unix::net::UnixStream},
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -26,6 +27,7 @@ use nix::{
 
 use super::{
     Enabled, Gate, GateError, Policy, XdpConfig,
+    charter::{Charter, Wanted},
     counters::DropEvent,
     gate::monotonic,
     message::{Answer, Question, receive, send},
@@ -44,6 +46,7 @@ const MAX_DROPS: usize = 1024;
 pub struct Keeper {
     listener: UnixListener,
     user: User,
+    charter: Charter,
     /// How long the gate stays without a proxy.
     linger: Duration,
     kept: Mutex<Kept>,
@@ -58,8 +61,6 @@ pub struct Keeper {
 #[derive(Default)]
 struct Kept {
     gate: Option<Arc<Gate>>,
-    /// What that one was started with.
-    config: Option<XdpConfig>,
     /// The connection in charge.
     leader: Option<u64>,
     /// Since when there is none.
@@ -76,15 +77,21 @@ struct Drops {
 }
 
 impl Keeper {
-    /// Serves this user, and root, on `listener`.
+    /// Serves this user, and root, on `listener`; what they may have stands in the configuration file.
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn new(listener: UnixListener, user: User, linger: Duration) -> io::Result<Arc<Keeper>> {
+    pub fn new(
+        listener: UnixListener,
+        user: User,
+        configuration: &Path,
+        linger: Duration,
+    ) -> io::Result<Arc<Keeper>> {
         listener.set_nonblocking(true)?;
         Ok(Arc::new(Keeper {
             listener,
             user,
+            charter: Charter::new(configuration),
             linger,
             kept: Mutex::default(),
             drops: Arc::default(),
@@ -261,6 +268,7 @@ impl Keeper {
         let led = config
             .check()
             .map_err(|error| GateError::Kept(format!("{}: {error}", error.key)))
+            .and_then(|()| self.allowed(kept.gate.as_deref(), &config, &policy))
             .and_then(|()| kept.lead(number, config, policy, active, &self.drops));
         match led {
             Ok(()) => {
@@ -281,6 +289,17 @@ impl Keeper {
         }
     }
 
+    fn allowed(&self, gate: Option<&Gate>, config: &XdpConfig, policy: &Policy) -> Result<(), GateError> {
+        let wanted = Wanted { config, policy };
+        match gate.map(Gate::in_force) {
+            Some((config, policy, on)) => {
+                let is = Wanted { config: &config, policy: &policy };
+                self.charter.allows(wanted, Some(is), &on)
+            }
+            None => self.charter.allows(wanted, None, &BTreeSet::new()),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Kept> {
         // A panic elsewhere leaves it whole: each change is one assignment.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
@@ -288,7 +307,7 @@ impl Keeper {
 }
 
 impl Kept {
-    /// Has the gate as the proxy wants it: as it is with another policy, or another one that goes on from there.
+    /// Has the gate as the proxy wants it: as it is with another policy, or a new one.
     fn lead(
         &mut self,
         number: u64,
@@ -299,28 +318,23 @@ impl Kept {
     ) -> Result<(), GateError> {
         // A reload changes nothing that waits for a restart; another process is one.
         let same_process = self.leader == Some(number);
-        let stays = |old: &XdpConfig| same_process || alike(old, &config);
         let required = config.enabled == Enabled::Required && !same_process;
         let numbers: Vec<u32> = policy.tenants.iter().map(|tenant| tenant.number).collect();
-        let gate = match self.gate.clone().filter(|_| self.config.as_ref().is_some_and(stays)) {
+        let gate = match self.gate.clone() {
             Some(gate) => {
-                gate.update(config, policy)?;
+                if same_process {
+                    gate.update(config, policy)?
+                } else {
+                    gate.renew(config, policy)?
+                }
                 if let Some((name, why)) = gate.problem().filter(|_| required) {
                     return Err(GateError::Kept(format!("XDP on {name}: {why}")));
                 }
                 gate
             }
             None => {
-                let estate = self.gate.take().and_then(|gate| {
-                    gate.detach();
-                    gate.estate().ok()
-                });
                 let drops = drops.clone();
-                let gate = Arc::new(Gate::start(config.clone(), policy, move |event| drops.add(event))?);
-                if let Some(Err(error)) = estate.map(|estate| gate.inherit(estate)) {
-                    tracing::warn!(%error, "sources that were known are learned afresh");
-                }
-                self.config = Some(config);
+                let gate = Arc::new(Gate::start(config, policy, move |event| drops.add(event))?);
                 self.gate = Some(gate.clone());
                 gate
             }
@@ -334,13 +348,13 @@ impl Kept {
     }
 }
 
-/// What a gate keeps for its life is the same.
-fn alike(old: &XdpConfig, new: &XdpConfig) -> bool {
-    (old.enabled, old.mode, old.max_sources) == (new.enabled, new.mode, new.max_sources)
-}
-
 fn refused(error: &GateError) -> Answer {
-    Answer::Refused { why: error.to_string(), no_interface: matches!(error, GateError::NoInterface) }
+    let why = match error {
+        // Who asked says whose word it is.
+        GateError::Kept(why) => why.clone(),
+        error => error.to_string(),
+    };
+    Answer::Refused { why, no_interface: matches!(error, GateError::NoInterface) }
 }
 
 impl Drops {

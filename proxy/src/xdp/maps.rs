@@ -9,66 +9,20 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
+    maps::{Array, LpmTrie, Map, MapData, MapError, RingBuf, lpm_trie::Key},
     programs::{ProgramError, TestRun as _, TestRunOptions, Xdp},
 };
-use mksgate_common::map::{
-    Address, Counters, Globals, Learned, Line, Source, SourceKey, Tenant, TenantCounters, WAYS, shared,
-};
+use mksgate_common::map::{Address, Globals, Learned, Source, SourceKey, Tenant, shared};
 
 use super::{
     attach::PROGRAMS,
-    counters::{CounterReport, TenantReport, source_key},
+    counters::{CounterReport, source_key},
     error::GateError,
     lines::{Destinations, KnownSources},
     policy::{Plan, Policy},
+    readers::Readers,
+    sizes::{Sizes, seed_for},
 };
-
-/// What the tables can hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sizes {
-    pub tenants: u32,
-    pub destinations: u32,
-    pub prefixes: u32,
-    pub sources: u32,
-}
-
-impl Sizes {
-    /// Room for the plan and as much again, so that most reloads need no new program.
-    pub fn for_plan(plan: &Plan, sources: u32) -> Sizes {
-        let room = |used: usize, least: u32| (used as u32).saturating_mul(2).next_power_of_two().max(least);
-        Sizes {
-            tenants: room(plan.tenants.len(), 64),
-            destinations: room(plan.destinations.len(), 64),
-            prefixes: room(plan.prefixes.len(), 64),
-            sources,
-        }
-    }
-
-    /// Lines of the tables of sources.
-    fn lines(&self) -> u32 {
-        self.sources.div_ceil(WAYS as u32)
-    }
-
-    /// Blocks of a half of the table of destinations, which hold two each.
-    fn blocks(&self) -> u32 {
-        self.destinations / 2
-    }
-
-    /// The plan fits. Half of what hashes hold is kept free: for their speed, and where entries come before the old ones go.
-    fn hold(&self, plan: &Plan) -> bool {
-        plan.tenants.len() <= self.tenants as usize
-            && plan.destinations.len() * 2 <= self.destinations as usize
-            && plan.prefixes.len() * 2 <= self.prefixes as usize
-    }
-}
-
-/// What is only ever read here; shared, so that a long look at it holds up nobody.
-pub(crate) struct Readers {
-    sources: Array<MapData, Line>,
-    counters: PerCpuArray<MapData, Counters>,
-    tenant_counters: PerCpuArray<MapData, TenantCounters>,
-}
 
 /// One loaded program with its maps. Attaching it is the gate's business.
 pub struct Program {
@@ -162,6 +116,11 @@ impl Program {
     /// The plan fits, as large as the tables are.
     pub(crate) fn holds(&self, plan: &Plan) -> bool {
         self.sizes.hold(plan) && Destinations::hold(&plan.destinations, self.sizes.blocks(), self.seed)
+    }
+
+    /// See [`XdpConfig::max_sources`](super::XdpConfig).
+    pub(crate) fn max_sources(&self) -> u32 {
+        self.sizes.sources
     }
 
     /// Publishes another plan that [`Program::holds`]; what is new comes before what is old goes.
@@ -371,34 +330,6 @@ impl Program {
     }
 }
 
-impl Readers {
-    /// The sum over all CPUs; `names` are the tenants by number.
-    pub fn counters(&self, names: &[String]) -> Result<CounterReport, MapError> {
-        let mut report = CounterReport::default();
-        for cpu in self.counters.get(&0, 0)?.iter() {
-            report.add(cpu);
-        }
-        for (number, name) in names.iter().enumerate().filter(|(n, name)| *n == 0 || !name.is_empty()) {
-            let mut tenant =
-                TenantReport { number: number as u32, name: name.clone(), ..TenantReport::default() };
-            for cpu in self.tenant_counters.get(&(number as u32), 0)?.iter() {
-                tenant.add(cpu);
-            }
-            report.tenants.push(tenant);
-        }
-        Ok(report)
-    }
-
-    /// Every source in the table; takes about a microsecond each.
-    pub fn sources(&self) -> Result<Vec<(SourceKey, Source)>, MapError> {
-        let mut found = Vec::new();
-        for line in self.sources.iter() {
-            found.extend(line?.0.iter().filter(|s| s.passed + s.shed > 0).map(|s| (s.key, *s)));
-        }
-        Ok(found)
-    }
-}
-
 impl Plan {
     fn nothing() -> Plan {
         Plan {
@@ -439,27 +370,4 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, GateError> {
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, GateError> {
     ebpf.take_map(name).ok_or(GateError::NoObject)?.try_into().map_err(|e| GateError::map(name, e))
-}
-
-/// Seeds tried for one layout of the destinations; hardly ever is a second needed.
-const SEEDS: usize = 64;
-
-/// A seed that has a place for every destination.
-fn seed_for(plan: &Plan, sizes: &Sizes) -> Result<u64, GateError> {
-    for _ in 0..SEEDS {
-        let seed = seed()?;
-        if Destinations::hold(&plan.destinations, sizes.blocks(), seed) {
-            return Ok(seed);
-        }
-    }
-    let error = std::io::Error::other("they find no places in their table");
-    Err(GateError::Io { what: "laying out the protected addresses", error })
-}
-
-/// See [`Globals::seed`].
-fn seed() -> Result<u64, GateError> {
-    let mut bytes = [0; 8];
-    aws_lc_rs::rand::fill(&mut bytes)
-        .map_err(|_| GateError::io("drawing a seed", std::io::Error::other("no randomness")))?;
-    Ok(u64::from_ne_bytes(bytes) | 1)
 }

@@ -28,7 +28,7 @@ use super::{
 /// Counts what the other side would not understand.
 const VERSION: u8 = 1;
 /// Some 65,535 tenants with their names and prefixes.
-const LARGEST: u32 = 32 << 20;
+pub(super) const LARGEST: u32 = 32 << 20;
 
 /// To the keeper.
 #[derive(Debug, Serialize, Deserialize)]

@@ -12,6 +12,7 @@
 mod address;
 mod ask;
 mod attach;
+mod charter;
 mod config;
 mod counters;
 mod error;
@@ -25,9 +26,11 @@ mod maps;
 pub mod message;
 mod netlink;
 mod policy;
+mod readers;
 mod remote;
 mod samples;
 mod serve;
+mod sizes;
 mod told;
 mod worker;
 

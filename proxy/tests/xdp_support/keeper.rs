@@ -1,7 +1,9 @@
 //! `mksgate xdp keep` with what its unit gives it, and an appliance without any of that.
 #![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses its part of it")]
 
+use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -32,13 +34,24 @@ impl Place {
         self.0.path().join("keeper.sock")
     }
 
+    /// The configuration file of whoever is kept there, as the keeper finds it.
+    fn config(&self) -> PathBuf {
+        self.0.path().join("mksgate.toml")
+    }
+
     /// A keeper in that network, with the capabilities of its unit and no others.
     pub fn start(&self, inside: &Namespace, more: &[&str]) -> Keeper {
         let only = "-all,+bpf,+perfmon,+net_admin";
         let mut command = Command::new("setpriv");
         command.args(["--bounding-set", only, "--inh-caps", "-all"]);
         command.arg(env!("CARGO_BIN_EXE_mksgate")).args(["xdp", "keep", "--user", "root", "--socket"]);
-        command.arg(self.socket()).args(more).stdin(Stdio::null()).stderr(Stdio::piped());
+        command
+            .arg(self.socket())
+            .arg("--config")
+            .arg(self.config())
+            .args(more)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
         let mut child = inside.run(|| command.spawn()).unwrap();
         let (sender, said) = mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -68,7 +81,7 @@ impl Keeper {
     pub fn kill(self) {}
 
     pub fn open_files(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 }
 
@@ -81,7 +94,10 @@ impl Drop for Keeper {
 
 /// `[xdp]` with the keeper at `place`.
 pub fn kept(place: &Place, xdp: &str, tenants: &str) -> Setup {
-    setup(&format!("keeper = {:?}\n{xdp}", place.socket()), tenants)
+    let setup = setup(&format!("keeper = {:?}\n{xdp}", place.socket()), tenants);
+    let _ = fs::remove_file(place.config());
+    symlink(setup.config_path(), place.config()).unwrap();
+    setup
 }
 
 /// The appliance's binary without what the gate takes.

@@ -1,13 +1,16 @@
 //! The real binary behind the wire: the appliance and a simulated host inside, clients outside.
 #![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses its part of it")]
 
+use std::fs;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use mksgate_bench::sim::{Esxi, EsxiConfig, Screen, Ticket, Vm};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::support::{Appliance, HOST_TICKET, Setup, VM, client};
-use crate::xdp_support::wire::{HOST4, HOST6, Wire, client4, until};
+use crate::xdp_support::wire::{GATE, HOST4, HOST6, Wire, client4, until};
 
 /// Where the appliance speaks as a host.
 pub fn door4() -> SocketAddr {
@@ -43,6 +46,15 @@ pub fn setup(xdp: &str, tenants: &str) -> Setup {
         .with("[tickets]\nkeys = \"keys\"\nmax_connections = 5000\nbind_source = false")
         .with(&format!("[xdp]\n{xdp}"))
         .tenants(tenants)
+}
+
+/// A process that is nobody's child, ended with the test.
+pub struct Heir(pub Pid);
+
+impl Drop for Heir {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGKILL);
+    }
 }
 
 impl Site {
@@ -82,6 +94,50 @@ impl Site {
     pub fn syns(&self, tenant: &str, verdict: &str) -> u64 {
         let with = [format!("tenant=\"{tenant}\""), format!("verdict=\"{verdict}\"")];
         self.appliance.metric("mksgate_xdp_syns_total", &with.each_ref().map(String::as_str)) as u64
+    }
+
+    /// Shed in the kernel, sooner or later; never let in. The number that was shed so far.
+    pub fn is_full(&self, what: &str, ticket: &str) -> u64 {
+        until(what, || match self.open(client4(1, 1), ticket) {
+            Err(Refusal::Reset) => Some(self.syns("acme", "tenant_full")),
+            Err(Refusal::Told(_)) => None,
+            Ok(_) => panic!("more than the limit"),
+        })
+    }
+
+    /// Sources that are known by their ticket.
+    pub fn known(&self) -> u64 {
+        self.status()["gate"]["known_sources"].as_u64().unwrap()
+    }
+
+    /// The process in charge, whoever started it.
+    pub fn in_charge(&self) -> Heir {
+        let status = self.appliance.command(&["status", "--json"]);
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        Heir(Pid::from_raw(status["pid"].as_i64().unwrap() as i32))
+    }
+
+    /// Replaces one text of the configuration file.
+    pub fn change(&self, old: &str, new: &str) {
+        let path = self.appliance.dir.path().join("mksgate.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(old), "{old} in {text}");
+        fs::write(&path, text.replace(old, new)).unwrap();
+    }
+
+    /// An upgrade whose gate cannot be had says why; this process and its gate go on, and the file is as it was.
+    pub fn refuses_upgrade(&self, section: &str, why: &str) {
+        let path = self.appliance.dir.path().join("mksgate.toml");
+        let (text, status) = (fs::read_to_string(&path).unwrap(), self.status());
+        self.change("[xdp]\n", &format!("[xdp]\n{section}\n"));
+        let refused = self.appliance.command(&["upgrade"]);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains(why), "{section}: {why}: {said}");
+        assert!(said.contains("goes on"), "{said}");
+        fs::write(&path, text).unwrap();
+        assert_eq!(self.status()["gate"], status["gate"], "the same program on the same interfaces");
+        let program = status["gate"]["program"].as_u64().unwrap() as u32;
+        assert_eq!(self.wire.program_on(GATE), Some(("native", program)), "{section}");
     }
 
     /// What `mksgate xdp status --json` prints.
