@@ -13,7 +13,7 @@ use super::log;
 use super::output::Outcome;
 use crate::config::{Log, LogFormat};
 use crate::control::notify::Manager;
-use crate::xdp::{GateError, Keeper, OBJECT, missing_capabilities};
+use crate::xdp::{GateError, Keeper, Left, OBJECT, Store, missing_capabilities};
 
 /// `mksgate xdp keep`
 #[derive(clap::Args, Debug)]
@@ -53,8 +53,18 @@ impl KeepCommand {
         let cannot = |error: io::Error| {
             format!("{} cannot be listened on ({error}); --socket names another place", self.socket.display())
         };
-        let listener = bind(&self.socket).map_err(cannot)?;
-        let keeper = Keeper::new(listener, user, &self.config, Duration::from_secs(self.linger))?;
+        let left = Left::to_this_process();
+        let mut store = Store::new(Manager::of_this_process(), &left);
+        let listener = match left.listener(&self.socket) {
+            Some(listener) => listener.map_err(cannot)?,
+            None => {
+                let listener = bind(&self.socket).map_err(cannot)?;
+                store.keep_socket(&listener);
+                listener
+            }
+        };
+        let keeper = Keeper::new(listener, user, &self.config, Duration::from_secs(self.linger), store)?;
+        keeper.go_on(left);
         tracing::info!(socket = %self.socket.display(), user = self.user, "keeper of the XDP gate: no proxy yet");
         Manager::of_this_process().ready();
         Ok(keeper.serve()?)

@@ -2,20 +2,26 @@
 //! nothing is sent.
 
 use std::env;
-use std::os::linux::net::SocketAddrExt;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use nix::time::{ClockId, clock_gettime};
 
 /// What a stop may take beyond the drain: joining threads, the last audit records.
 const AFTER_DRAIN: Duration = Duration::from_secs(30);
 
+/// How long it may take to listen: it queues a limited number of messages.
+const LISTENS: Duration = Duration::from_secs(2);
+
 /// The way to the service manager.
 pub(crate) struct Manager {
-    socket: Option<(UnixDatagram, SocketAddr)>,
+    socket: Option<(UnixDatagram, UnixAddr)>,
     /// Another process speaks for the service.
     silent: AtomicBool,
 }
@@ -25,10 +31,12 @@ impl Manager {
     pub(crate) fn of_this_process() -> Self {
         let socket = env::var_os("NOTIFY_SOCKET").and_then(|name| {
             let address = match name.as_bytes() {
-                [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
-                _ => SocketAddr::from_pathname(&name),
+                [b'@', name @ ..] => UnixAddr::new_abstract(name),
+                _ => UnixAddr::new(Path::new(&name)),
             };
-            Some((UnixDatagram::unbound().ok()?, address.ok()?))
+            let socket = UnixDatagram::unbound().ok()?;
+            socket.set_write_timeout(Some(LISTENS)).ok()?;
+            Some((socket, address.ok()?))
         });
         Self { socket, silent: AtomicBool::new(false) }
     }
@@ -74,10 +82,45 @@ impl Manager {
         if self.silent.load(Ordering::Relaxed) {
             return;
         }
-        if let Some((socket, address)) = &self.socket
-            && let Err(error) = socket.send_to_addr(state.as_bytes(), address)
-        {
+        if let Err(error) = self.send(state, None) {
             tracing::warn!(%error, state, "the service manager cannot be told");
+        }
+    }
+
+    /// There is one that listens.
+    pub(crate) fn is_there(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// Keeps a descriptor for the next process of this service (`FileDescriptorStoreMax=`), which gets it under this name.
+    ///
+    /// # Errors
+    /// It cannot be told; what it then does with it, it does not say.
+    pub(crate) fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+        // The manager would take the kernel's answer to poll(2) on a BPF map, an error, for a sign that it is dead.
+        self.send(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}"), Some(fd))
+    }
+
+    /// Closes what it keeps under this name.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    pub(crate) fn forget(&self, name: &str) -> io::Result<()> {
+        self.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None)
+    }
+
+    fn send(&self, state: &str, file: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let Some((socket, address)) = &self.socket else { return Ok(()) };
+        let files: Vec<_> = file.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&files)];
+        let rights = if files.is_empty() { &[][..] } else { &rights[..] };
+        let text = [IoSlice::new(state.as_bytes())];
+        loop {
+            match sendmsg(socket.as_raw_fd(), &text, rights, MsgFlags::MSG_NOSIGNAL, Some(address)) {
+                Ok(_) => return Ok(()),
+                Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 }

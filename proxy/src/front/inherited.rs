@@ -46,9 +46,13 @@ pub enum InheritError {
 
 /// Takes over what was handed to this process. To be called once: a descriptor belongs to the first who takes it.
 pub fn inherited(listen: &Listen) -> Result<Vec<Listener>, InheritError> {
+    descriptors().into_iter().map(|(fd, name)| take(fd, &name, listen)).collect()
+}
+
+/// What was handed to this process, by number and name.
+pub(crate) fn descriptors() -> Vec<(RawFd, String)> {
     let var = |name| env::var(name).unwrap_or_default();
-    let handed = handed(std::process::id(), &var("LISTEN_PID"), &var("LISTEN_FDS"), &var("LISTEN_FDNAMES"));
-    handed.into_iter().map(|(fd, name)| take(fd, &name, listen)).collect()
+    handed(std::process::id(), &var("LISTEN_PID"), &var("LISTEN_FDS"), &var("LISTEN_FDNAMES"))
 }
 
 /// Descriptors and their names, if they are meant for the process `own`.

@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
+pub(crate) use inherited::descriptors;
 pub use inherited::{InheritError, inherited};
 pub use listen::{Listener, bind};
 pub use page::is_built as has_page;

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -13,6 +13,7 @@ const BPF_LINK_GET_NEXT_ID: libc::c_long = 31;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_XDP: u32 = 37;
+const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_LINK_TYPE_XDP: u32 = 6;
 
 /// `union bpf_attr` as far as these commands use it, and zero behind: the kernel takes any length whose rest is zero.
@@ -51,7 +52,7 @@ struct LinkInfo {
 
 fn bpf(command: libc::c_long, attr: &mut Attr) -> io::Result<i32> {
     // SAFETY: `attr` is a readable and writable block of the stated size, and those of its words that are pointers were
-    // made from references that outlive the call (see `link_info`).
+    // made from references that outlive the call (see `object_info`).
     let done = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr.0, size_of::<Attr>()) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done as i32) }
 }
@@ -74,8 +75,8 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
 }
 
 /// Takes the program off at once; the link stays as an empty shell with whoever holds it.
-pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
-    bpf(BPF_LINK_DETACH, &mut Attr::new(&[link.as_raw_fd() as u32])).map(drop)
+pub fn link_detach(link: impl AsFd) -> io::Result<()> {
+    bpf(BPF_LINK_DETACH, &mut Attr::new(&[link.as_fd().as_raw_fd() as u32])).map(drop)
 }
 
 /// All links to interfaces of this host, with a descriptor of each.
@@ -97,12 +98,23 @@ pub fn xdp_links() -> io::Result<Vec<(XdpLinkInfo, OwnedFd)>> {
 }
 
 /// What a link is, or `None` if it is none of XDP.
-pub fn link_info(link: &OwnedFd) -> io::Result<Option<XdpLinkInfo>> {
+pub fn link_info(link: impl AsFd) -> io::Result<Option<XdpLinkInfo>> {
     let mut info = LinkInfo::default();
-    let address = (&raw mut info) as u64;
-    let size = size_of::<LinkInfo>() as u32;
-    let mut attr = Attr::new(&[link.as_raw_fd() as u32, size, address as u32, (address >> 32) as u32]);
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    object_info(link.as_fd(), &mut info)?;
     let found = XdpLinkInfo { id: info.id, program: info.program, interface: info.union[0] };
     Ok((info.kind == BPF_LINK_TYPE_XDP).then_some(found))
+}
+
+/// The id of an XDP program, or `None` if it is none.
+pub fn program_id(program: impl AsFd) -> io::Result<Option<u32>> {
+    // `struct bpf_prog_info` begins with type and id; the kernel gives as much of it as there is room for.
+    let mut info = [0_u32; 2];
+    object_info(program.as_fd(), &mut info)?;
+    Ok((info[0] == BPF_PROG_TYPE_XDP).then_some(info[1]))
+}
+
+fn object_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let (size, address) = (size_of::<T>() as u32, std::ptr::from_mut(info) as u64);
+    let mut attr = Attr::new(&[object.as_raw_fd() as u32, size, address as u32, (address >> 32) as u32]);
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }

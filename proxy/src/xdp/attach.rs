@@ -39,6 +39,8 @@ pub(crate) struct Attachment {
     pub fallback: Option<String>,
     /// It was another process's before.
     pub taken_over: bool,
+    /// The link's id.
+    id: u32,
     link: OwnedFd,
 }
 
@@ -47,14 +49,14 @@ impl Attachment {
     pub fn new(program: BorrowedFd<'_>, name: &str, mode: Mode) -> Result<Attachment, InterfaceProblem> {
         let index = if_nametoindex(name).map_err(|_| InterfaceProblem::Missing)?;
         let generic = |fallback| match bpf::link_create(program, index, XDP_FLAGS_SKB_MODE) {
-            Ok(link) => Ok(Attachment { native: false, fallback, taken_over: false, link }),
+            Ok(link) => Ok(Attachment::by(link, false, fallback)),
             Err(error) => Attachment::take_over(program, index, &error),
         };
         if mode == Mode::Generic {
             return generic(None);
         }
         match bpf::link_create(program, index, XDP_FLAGS_DRV_MODE) {
-            Ok(link) => Ok(Attachment { native: true, fallback: None, taken_over: false, link }),
+            Ok(link) => Ok(Attachment::by(link, true, None)),
             Err(error) if occupied(&error) => Attachment::take_over(program, index, &error),
             Err(error) if mode == Mode::Native => Err(InterfaceProblem::NotNative(error.to_string())),
             Err(error) => generic(Some(error.to_string())),
@@ -85,7 +87,29 @@ impl Attachment {
             return Err(InterfaceProblem::Occupied(format!("{name}, program id {id}")));
         };
         bpf::link_update(link.as_fd(), program).map_err(other)?;
-        Ok(Attachment { native: at == Attached::Native, fallback: None, taken_over: true, link })
+        Ok(Attachment { taken_over: true, ..Attachment::by(link, at == Attached::Native, None) })
+    }
+
+    fn by(link: OwnedFd, native: bool, fallback: Option<String>) -> Attachment {
+        // An id of no link, where the kernel does not tell: it is used as a name only.
+        let id = bpf::link_info(&link).ok().flatten().map_or(0, |info| info.id);
+        Attachment { native, fallback, taken_over: false, id, link }
+    }
+
+    /// Goes on with a link that another process has left, if it still leads to the interface with this index.
+    pub fn adopt(link: OwnedFd, index: u32, native: bool, fallback: Option<String>) -> Option<Attachment> {
+        let info = bpf::link_info(&link).ok()??;
+        (info.interface == index).then(|| Attachment::by(link, native, fallback))
+    }
+
+    /// The link's id.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The link itself.
+    pub fn link(&self) -> BorrowedFd<'_> {
+        self.link.as_fd()
     }
 
     /// Puts another program under the same link.

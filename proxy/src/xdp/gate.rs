@@ -67,21 +67,19 @@ impl Gate {
         config.limits = policy.limits;
         let program = Program::load(&policy, &local_addresses(&policy)?, config.max_sources)?;
         let names = interface_names(&config, &policy)?;
-        let fd = program.fd()?;
+        let fd = program.fd();
         let interfaces: Vec<_> =
             names.into_iter().map(|name| Interface::attach(fd, name, config.mode)).collect();
         enough(&config, interfaces.iter())?;
         interfaces.iter().for_each(Interface::tell);
-        let inner = Inner {
-            config,
-            policy,
-            program,
-            interfaces,
-            base: CounterReport::default(),
-            generation: 0,
-            known_sources: 0,
-            holds: false,
-        };
+        Gate::run(Inner::new(config, policy, program, interfaces), on_drop)
+    }
+
+    /// Starts its thread.
+    pub(super) fn run(
+        inner: Inner,
+        on_drop: impl Fn(&DropEvent) + Send + 'static,
+    ) -> Result<Gate, GateError> {
         let shared =
             Arc::new(Shared { inner: Mutex::new(inner), told: Told::new()?, stop: AtomicBool::new(false) });
         let for_worker = shared.clone();
@@ -90,6 +88,11 @@ impl Gate {
             .spawn(move || worker::run(&for_worker, &on_drop))
             .map_err(|error| GateError::Io { what: "starting its thread", error })?;
         Ok(Gate { shared, worker: Some(worker) })
+    }
+
+    /// What its handle and its thread change.
+    pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.shared.inner()
     }
 
     /// Publishes how many sessions a tenant has now; the kernel knows at once, or a few milliseconds later under load.
@@ -138,7 +141,9 @@ impl Gate {
 
     /// Off every interface at once, whoever else holds the gate yet.
     pub(super) fn detach(&self) {
-        self.shared.inner().interfaces.clear();
+        let mut inner = self.shared.inner();
+        let id = inner.program.id();
+        inner.interfaces.drain(..).for_each(|interface| interface.leave(id));
     }
 
     /// From now on a younger mksgate may take the links, as it does at first.
@@ -180,6 +185,7 @@ impl Gate {
         let Estate { mut counted, learned } = estate;
         counted.add_base(&inner.base);
         inner.base = counted;
+        inner.revision += 1;
         let took = learned
             .into_iter()
             .try_for_each(|(key, tenant, expires)| inner.inherit(SourceKey(key), &tenant, expires));

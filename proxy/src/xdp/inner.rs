@@ -6,7 +6,7 @@ use mksgate_common::map::{Learned, SourceKey};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    attach::State,
+    attach::{Attachment, State},
     config::{Enabled, Mode, OnLimit, XdpConfig},
     counters::CounterReport,
     error::GateError,
@@ -30,6 +30,8 @@ pub(super) struct Inner {
     pub known_sources: usize,
     /// Links that a younger mksgate takes are taken back.
     pub holds: bool,
+    /// Counts what changes configuration, policy or base.
+    pub revision: u64,
 }
 
 /// `mksgate xdp status`.
@@ -54,6 +56,12 @@ pub struct GateStatus {
 }
 
 impl Inner {
+    pub fn new(config: XdpConfig, policy: Policy, program: Program, interfaces: Vec<Interface>) -> Inner {
+        let known_sources = program.all_learned().len();
+        let (base, generation, revision) = (CounterReport::default(), 0, 0);
+        Inner { config, policy, program, interfaces, base, generation, known_sources, holds: false, revision }
+    }
+
     /// Brings another configuration into force, all or nothing. Interfaces that it names as before are not touched.
     pub fn update(&mut self, config: XdpConfig, policy: Policy) -> Result<(), GateError> {
         let strict = self.config.enabled == Enabled::Required || self.config.interfaces != config.interfaces;
@@ -69,25 +77,22 @@ impl Inner {
         (self.config.enabled, self.config.max_sources) = (config.enabled, config.max_sources);
         let strict = config.enabled == Enabled::Required;
         self.apply(config, policy, strict).inspect_err(|_| {
-            let _ = self.set_mode(&wanted, old.mode);
+            self.set_mode(&wanted, old.mode);
             self.config = old;
         })
     }
 
     /// Where that leaves too few interfaces with the gate, they are as before.
     fn change_mode(&mut self, wanted: &[String], config: &XdpConfig) -> Result<(), GateError> {
-        self.set_mode(wanted, config.mode)?;
+        self.set_mode(wanted, config.mode);
         let stay = self.interfaces.iter().filter(|interface| wanted.contains(&interface.name));
-        enough(config, stay).inspect_err(|_| {
-            let _ = self.set_mode(wanted, self.config.mode);
-        })
+        enough(config, stay).inspect_err(|_| self.set_mode(wanted, self.config.mode))
     }
 
-    fn set_mode(&mut self, wanted: &[String], mode: Mode) -> Result<(), GateError> {
-        let fd = self.program.fd()?;
+    fn set_mode(&mut self, wanted: &[String], mode: Mode) {
+        let fd = self.program.fd();
         let stays = |interface: &&mut Interface| !interface.given_up && wanted.contains(&interface.name);
         self.interfaces.iter_mut().filter(stays).for_each(|interface| interface.set_mode(fd, mode));
-        Ok(())
     }
 
     fn apply(&mut self, config: XdpConfig, policy: Policy, strict: bool) -> Result<(), GateError> {
@@ -106,6 +111,7 @@ impl Inner {
         let XdpConfig { enabled, max_sources, .. } = self.config;
         self.config = XdpConfig { enabled, max_sources, limits: policy.limits, ..config };
         self.policy = policy;
+        self.revision += 1;
         Ok(())
     }
 
@@ -137,7 +143,7 @@ impl Inner {
         config: &XdpConfig,
         strict: bool,
     ) -> Result<Vec<Interface>, GateError> {
-        let fd = self.program.fd()?;
+        let fd = self.program.fd();
         let new = wanted.iter().filter(|name| self.is_new(name));
         let added: Vec<_> = new.map(|name| Interface::attach(fd, name.clone(), config.mode)).collect();
         if strict {
@@ -148,7 +154,9 @@ impl Inner {
 
     fn leave_all_but(&mut self, wanted: &[String]) {
         let place = |interface: &Interface| wanted.iter().position(|name| *name == interface.name);
+        let id = self.program.id();
         for interface in self.interfaces.extract_if(.., |interface| place(interface).is_none()) {
+            interface.leave(id);
             tracing::info!(interface = interface.name, "XDP gate detached: no longer among its interfaces");
         }
         self.interfaces.sort_by_key(place);
@@ -156,7 +164,7 @@ impl Inner {
 
     /// Publishes a plan, in place or by a program of other sizes under the same links.
     pub fn publish(&mut self, plan: Plan) -> Result<(), GateError> {
-        if self.program.holds(&plan) && self.program.max_sources() == self.config.max_sources {
+        if self.program.holds(&plan, self.config.max_sources) {
             return self.program.publish(plan).map_err(|e| GateError::map("publishing the policy", e));
         }
         let sizes = Sizes::for_plan(&plan, self.config.max_sources);
@@ -186,20 +194,41 @@ impl Inner {
         Ok(())
     }
 
+    /// Those of this process.
+    pub fn attachments(&self) -> impl Iterator<Item = &Attachment> {
+        self.interfaces.iter().filter(|i| !i.given_up).filter_map(|i| i.attachment.as_ref().ok())
+    }
+
+    /// The ids of their links.
+    pub fn links(&self) -> impl Iterator<Item = u32> {
+        self.attachments().map(Attachment::id)
+    }
+
+    /// Tries those that have no program.
+    pub fn attach_missing(&mut self) {
+        let (fd, mode) = (self.program.fd(), self.config.mode);
+        for interface in self.interfaces.iter_mut().filter(|i| !i.given_up && i.attachment.is_err()) {
+            if let Ok(attachment) = Attachment::new(fd, &interface.name, mode) {
+                interface.attachment = Ok(attachment);
+                interface.tell();
+            }
+        }
+    }
+
     /// Puts a program under every link that is this process's.
-    fn exchange(&self, program: &Program) -> Result<(), GateError> {
-        let fd = program.fd()?;
-        let ours = self.interfaces.iter().filter(|i| !i.given_up).filter_map(|i| i.attachment.as_ref().ok());
+    pub fn exchange(&self, program: &Program) -> Result<(), GateError> {
+        let fd = program.fd();
         // Where the interface has vanished there is nothing to exchange.
         let gone = |error: &io::Error| error.raw_os_error() == Some(libc::ENOLINK);
-        ours.map(|attachment| attachment.replace(fd).or_else(|e| if gone(&e) { Ok(()) } else { Err(e) }))
+        self.attachments()
+            .map(|attachment| attachment.replace(fd).or_else(|e| if gone(&e) { Ok(()) } else { Err(e) }))
             .fold(Ok(()), Result::and)
             .map_err(|error| GateError::io("exchanging the program", error))
     }
 
     /// Puts the program back where another mksgate has put its own.
     pub fn take_back(&self) {
-        let Ok(fd) = self.program.fd() else { return };
+        let fd = self.program.fd();
         for Interface { name, attachment, .. } in &self.interfaces {
             let Ok(attachment) = attachment else { continue };
             if attachment.state(self.program.id()) == State::TakenOver {

@@ -53,6 +53,17 @@ impl Interface {
         self.tell();
     }
 
+    /// Takes its program off, whoever else holds the link, unless another mksgate has put its own there.
+    pub fn leave(&self, program: u32) {
+        if let Ok(attachment) = &self.attachment
+            && !self.given_up
+            && attachment.state(program) == State::Attached
+            && let Err(error) = attachment.detach()
+        {
+            tracing::warn!(interface = self.name, %error, "XDP gate: cannot be detached");
+        }
+    }
+
     /// Why it has no program.
     fn failure(&self) -> Option<GateError> {
         let problem = self.attachment.as_ref().err()?.clone();

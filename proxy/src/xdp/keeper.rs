@@ -4,7 +4,7 @@
 //! come and go: over an upgrade, a restart or a crash the gate stays as it is, and is gone when nobody has come for it.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap},
     io,
     os::{fd::AsFd as _, unix::net::UnixListener, unix::net::UnixStream},
     path::Path,
@@ -26,9 +26,9 @@ use nix::{
 };
 
 use super::{
-    Enabled, Gate, GateError, Policy, XdpConfig,
+    Enabled, Gate, GateError, GateStatus, Left, Policy, Store, XdpConfig,
     charter::{Charter, Wanted},
-    counters::DropEvent,
+    drops::Drops,
     gate::monotonic,
     message::{Answer, Question, receive, send},
 };
@@ -39,8 +39,6 @@ const GUESTS: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Sources of one answer.
 const MAX_SOURCES: usize = 10_000;
-/// Drops that wait for the proxy to ask.
-const MAX_DROPS: usize = 1024;
 
 /// What all connections share.
 pub struct Keeper {
@@ -58,7 +56,6 @@ pub struct Keeper {
     number: AtomicU64,
 }
 
-#[derive(Default)]
 struct Kept {
     gate: Option<Arc<Gate>>,
     /// The connection in charge.
@@ -67,13 +64,8 @@ struct Kept {
     alone: Option<Instant>,
     /// The last refusal that was logged.
     said: String,
-}
-
-/// Sampled drops on their way to the proxy.
-#[derive(Default)]
-struct Drops {
-    waiting: Mutex<VecDeque<DropEvent>>,
-    lost: AtomicU64,
+    /// What the keeper after this one gets.
+    store: Store,
 }
 
 impl Keeper {
@@ -86,19 +78,40 @@ impl Keeper {
         user: User,
         configuration: &Path,
         linger: Duration,
+        store: Store,
     ) -> io::Result<Arc<Keeper>> {
+        let kept = Kept { gate: None, leader: None, alone: None, said: String::new(), store };
         listener.set_nonblocking(true)?;
         Ok(Arc::new(Keeper {
             listener,
             user,
             charter: Charter::new(configuration),
             linger,
-            kept: Mutex::default(),
+            kept: Mutex::new(kept),
             drops: Arc::default(),
             orphaned: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             guests: AtomicUsize::new(0),
             number: AtomicU64::new(0),
         }))
+    }
+
+    /// Goes on with the gate of the keeper before this one, as if its proxy had just gone.
+    pub fn go_on(&self, left: Left) {
+        let drops = self.drops.clone();
+        let mut kept = self.lock();
+        match left.gate(move |event| drops.add(event)) {
+            Ok(None) => {}
+            Ok(Some(gate)) => {
+                let GateStatus { program, interfaces, known_sources, .. } = gate.status();
+                let on = interfaces.iter().filter(|interface| interface.mode != "off").count();
+                tracing::info!(program, on, known_sources, "goes on with the XDP gate of the keeper before");
+                (kept.gate, kept.alone) = (Some(Arc::new(gate)), Some(Instant::now()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what the keeper before has left is of no use: the XDP gate starts afresh");
+            }
+        }
+        kept.keep();
     }
 
     /// Serves for ever.
@@ -153,15 +166,14 @@ impl Keeper {
             return;
         }
         kept.alone = None;
-        let gate = kept.gate.take();
+        let Some(gate) = kept.gate.take() else { return };
+        gate.detach();
+        kept.keep();
         drop(kept);
-        if let Some(gate) = gate {
-            gate.detach();
-            tracing::warn!(
-                seconds = self.linger.as_secs_f32(),
-                "the proxy is gone and none has come after it: XDP gate detached"
-            );
-        }
+        tracing::warn!(
+            seconds = self.linger.as_secs_f32(),
+            "the proxy is gone and none has come after it: XDP gate detached"
+        );
     }
 
     fn receive(self: &Arc<Self>, stream: UnixStream) {
@@ -242,13 +254,15 @@ impl Keeper {
                 Answer::Done
             }
             (Question::Anything, Some(gate)) => {
+                // Interfaces come and go, and so do programs with the host's addresses.
+                self.lock().keep();
                 let drops = self.drops.take().into_iter().map(Into::into).collect();
                 Answer::News { drops, problem: gate.problem() }
             }
             (Question::Look, None) => Answer::Seen(None),
             (Question::Look, Some(gate)) => match gate.counters() {
                 Ok(mut counted) => {
-                    counted.events_lost += self.drops.lost.load(Ordering::Relaxed);
+                    counted.events_lost += self.drops.lost();
                     Answer::Seen(Some(Box::new((gate.status(), counted))))
                 }
                 Err(error) => refused(&error),
@@ -270,6 +284,7 @@ impl Keeper {
             .map_err(|error| GateError::Kept(format!("{}: {error}", error.key)))
             .and_then(|()| self.allowed(kept.gate.as_deref(), &config, &policy))
             .and_then(|()| kept.lead(number, config, policy, active, &self.drops));
+        kept.keep();
         match led {
             Ok(()) => {
                 kept.said.clear();
@@ -307,6 +322,11 @@ impl Keeper {
 }
 
 impl Kept {
+    /// The next keeper gets what this one has now.
+    fn keep(&mut self) {
+        self.store.keep(self.gate.as_deref());
+    }
+
     /// Has the gate as the proxy wants it: as it is with another policy, or a new one.
     fn lead(
         &mut self,
@@ -355,24 +375,4 @@ fn refused(error: &GateError) -> Answer {
         error => error.to_string(),
     };
     Answer::Refused { why, no_interface: matches!(error, GateError::NoInterface) }
-}
-
-impl Drops {
-    /// On the gate's thread: where nobody asks, the newest are lost, and counted.
-    fn add(&self, event: &DropEvent) {
-        let mut waiting = self.lock();
-        if waiting.len() < MAX_DROPS {
-            waiting.push_back(event.clone());
-        } else {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn take(&self) -> VecDeque<DropEvent> {
-        std::mem::take(&mut *self.lock())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<DropEvent>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }

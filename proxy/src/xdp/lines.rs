@@ -23,6 +23,24 @@ impl Destinations {
         Destinations { map, halves: [half.clone(), half], current: 0 }
     }
 
+    /// Goes on with what the kernel has, of which the half that begins at `first` holds.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn go_on(&mut self, first: u32) -> Result<(), MapError> {
+        let blocks = self.halves[0].len();
+        for (index, block) in self.map.iter().enumerate().take(2 * blocks) {
+            self.halves[index / blocks][index % blocks] = block?;
+        }
+        self.current = usize::from(first != 0);
+        Ok(())
+    }
+
+    /// Values of the table, both halves.
+    pub fn len(&self) -> u32 {
+        self.map.len()
+    }
+
     /// They can be laid out with this seed.
     pub fn hold(all: &HashMap<Destination, u32>, blocks: u32, seed: u64) -> bool {
         lay_out(all, blocks, seed).is_some()
@@ -71,6 +89,25 @@ pub(super) struct KnownSources {
 impl KnownSources {
     pub fn new(map: Array<MapData, KnownLine>) -> KnownSources {
         KnownSources { map, lines: HashMap::new() }
+    }
+
+    /// Goes on with what the kernel has.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn go_on(&mut self) -> Result<(), MapError> {
+        for (index, line) in (0..).zip(self.map.iter()) {
+            let line = line?;
+            if line.all().next().is_some() {
+                self.lines.insert(index, line);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lines of the table.
+    pub fn len(&self) -> u32 {
+        self.map.len()
     }
 
     /// What is known of a source; `index` is its line.

@@ -1,16 +1,20 @@
 //! The loaded program and its maps; `proxy-ebpf/src/maps.rs` is the other side.
 
+mod adopt;
+mod run;
+
+pub use run::Outcome;
+
 use std::{
     net::IpAddr,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::Arc,
-    time::Duration,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, LpmTrie, Map, MapData, MapError, RingBuf, lpm_trie::Key},
-    programs::{ProgramError, TestRun as _, TestRunOptions, Xdp},
+    programs::{ProgramError, Xdp},
 };
 use mksgate_common::map::{Address, Globals, Learned, Source, SourceKey, Tenant, shared};
 
@@ -23,12 +27,16 @@ use super::{
     readers::Readers,
     sizes::{Sizes, seed_for},
 };
+use crate::sys::bpf;
 
-/// One loaded program with its maps. Attaching it is the gate's business.
+/// One program in the kernel with its maps. Attaching it is the gate's business.
 pub struct Program {
-    ebpf: Ebpf,
-    name: &'static str,
+    /// What it was loaded from, where this process has done that: only that can be run by hand.
+    loaded: Option<(Ebpf, &'static str)>,
+    fd: OwnedFd,
     id: u32,
+    /// Another build has loaded it.
+    foreign: bool,
     sizes: Sizes,
     /// See [`Globals::seed`].
     seed: u64,
@@ -45,17 +53,8 @@ pub struct Program {
     shared: Array<MapData, u64>,
     events: Option<RingBuf<MapData>>,
     readers: Arc<Readers>,
-}
-
-/// What the program made of one packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// XDP_DROP is 1, XDP_PASS 2, XDP_TX 3.
-    pub action: u32,
-    /// The packet as the program left it.
-    pub packet: Vec<u8>,
-    /// Mean over the repetitions.
-    pub took: Duration,
+    /// The maps once more, by name, for whoever goes on with them.
+    files: Vec<(&'static str, OwnedFd)>,
 }
 
 impl Program {
@@ -82,45 +81,55 @@ impl Program {
             .load(object)
             .map_err(GateError::object)?;
         let name = load_either(&mut ebpf)?;
-        let seed = seed_for(&plan, &sizes)?;
-        let id = xdp(&mut ebpf, name)?.info().map_err(|e| GateError::program(name, &e))?.id();
-        let readers = Readers {
-            sources: take(&mut ebpf, "SOURCES")?,
-            counters: take(&mut ebpf, "COUNTERS")?,
-            tenant_counters: take(&mut ebpf, "TENANT_COUNTERS")?,
-        };
-        let mut program = Program {
-            name,
-            id,
-            sizes,
-            seed,
-            active: vec![0; plan.tenants.len()],
-            knows_sources: false,
-            globals: take(&mut ebpf, "GLOBALS")?,
-            ports: take(&mut ebpf, "PORTS")?,
-            destinations: Destinations::new(take(&mut ebpf, "DESTINATIONS")?),
-            prefixes: take(&mut ebpf, "PREFIXES")?,
-            learned: KnownSources::new(take(&mut ebpf, "LEARNED")?),
-            tenants: take(&mut ebpf, "TENANTS")?,
-            tenant_words: take(&mut ebpf, "TENANT_WORDS")?,
-            shared: take(&mut ebpf, "SHARED")?,
-            events: Some(take(&mut ebpf, "EVENTS")?),
-            readers: Arc::new(readers),
-            plan: Plan::nothing(),
-            ebpf,
-        };
+        let fd = xdp(&mut ebpf, name)?.fd().map_err(|e| GateError::program(name, &e))?;
+        let fd = fd.as_fd().try_clone_to_owned().map_err(|e| GateError::io("holding the program", e))?;
+        let mut program = Program::of(fd, |map| ebpf.take_map(map).ok_or(GateError::NoObject))?;
+        (program.sizes, program.seed) = (sizes, seed_for(&plan, &sizes)?);
+        program.loaded = Some((ebpf, name));
         program.publish(plan).map_err(|e| GateError::map("filling the maps", e))?;
         Ok(program)
     }
 
-    /// The plan fits, as large as the tables are.
-    pub(crate) fn holds(&self, plan: &Plan) -> bool {
-        self.sizes.hold(plan) && Destinations::hold(&plan.destinations, self.sizes.blocks(), self.seed)
+    /// The program with its maps as they come, of no size yet.
+    fn of(
+        fd: OwnedFd,
+        take: impl FnMut(&'static str) -> Result<Map, GateError>,
+    ) -> Result<Program, GateError> {
+        let id = bpf::program_id(&fd).map_err(|e| GateError::io("asking for the program", e))?;
+        let mut maps = Maps { take, files: Vec::new() };
+        let readers = Readers {
+            sources: maps.typed("SOURCES")?,
+            counters: maps.typed("COUNTERS")?,
+            tenant_counters: maps.typed("TENANT_COUNTERS")?,
+        };
+        Ok(Program {
+            loaded: None,
+            fd,
+            id: id.ok_or(GateError::NoObject)?,
+            foreign: false,
+            sizes: Sizes::default(),
+            seed: 0,
+            plan: Plan::nothing(),
+            active: Vec::new(),
+            knows_sources: false,
+            globals: maps.typed("GLOBALS")?,
+            ports: maps.typed("PORTS")?,
+            destinations: Destinations::new(maps.typed("DESTINATIONS")?),
+            prefixes: maps.typed("PREFIXES")?,
+            learned: KnownSources::new(maps.typed("LEARNED")?),
+            tenants: maps.typed("TENANTS")?,
+            tenant_words: maps.typed("TENANT_WORDS")?,
+            shared: maps.typed("SHARED")?,
+            events: Some(maps.typed("EVENTS")?),
+            readers: Arc::new(readers),
+            files: maps.files,
+        })
     }
 
-    /// See [`XdpConfig::max_sources`](super::XdpConfig).
-    pub(crate) fn max_sources(&self) -> u32 {
-        self.sizes.sources
+    /// The plan fits, as large as the tables are, and the program is this build's.
+    pub(crate) fn holds(&self, plan: &Plan, max_sources: u32) -> bool {
+        let fits = self.sizes.hold(plan) && self.sizes.sources == max_sources && !self.foreign;
+        fits && Destinations::hold(&plan.destinations, self.sizes.blocks(), self.seed)
     }
 
     /// Publishes another plan that [`Program::holds`]; what is new comes before what is old goes.
@@ -276,32 +285,13 @@ impl Program {
         self.id
     }
 
-    /// Runs the program on one packet, `repeat` times, without any network (BPF_PROG_TEST_RUN).
-    ///
-    /// # Errors
-    /// `EINVAL` for fewer than 14 bytes or more than the kernel takes.
-    pub fn test_run(&self, packet: &[u8], repeat: u32) -> Result<Outcome, ProgramError> {
-        run(&self.ebpf, self.name, packet, repeat)
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
-    /// Runs the program that does nothing: what the call itself costs.
-    ///
-    /// # Errors
-    /// As [`Program::test_run`].
-    pub fn test_run_empty(&mut self, packet: &[u8], repeat: u32) -> Result<Outcome, ProgramError> {
-        const EMPTY: &str = "mksgate_empty";
-        if let Some(Ok(empty)) = self.ebpf.program_mut(EMPTY).map(<&mut Xdp>::try_from)
-            && empty.fd().is_err()
-        {
-            empty.load()?;
-        }
-        run(&self.ebpf, EMPTY, packet, repeat)
-    }
-
-    pub(crate) fn fd(&self) -> Result<BorrowedFd<'_>, GateError> {
-        let program: &Xdp =
-            self.ebpf.program(self.name).and_then(|p| p.try_into().ok()).ok_or(GateError::NoObject)?;
-        program.fd().map(|fd| fd.as_fd()).map_err(|e| GateError::program(self.name, &e))
+    /// Its maps by name.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        self.files.iter().map(|(name, file)| (*name, file.as_fd()))
     }
 
     /// The ring buffer of drop events; once.
@@ -343,16 +333,6 @@ impl Plan {
     }
 }
 
-fn run(ebpf: &Ebpf, name: &str, packet: &[u8], repeat: u32) -> Result<Outcome, ProgramError> {
-    let program: &Xdp = ebpf.program(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
-    let mut out = vec![0; packet.len() + 256];
-    let options =
-        TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), repeat, ..Default::default() };
-    let done = program.test_run(options)?;
-    out.truncate(done.data_size_out as usize);
-    Ok(Outcome { action: done.return_value, packet: out, took: done.duration })
-}
-
 /// Loads the program for multi-buffer frames, or the plain one where the kernel has none of those.
 fn load_either(ebpf: &mut Ebpf) -> Result<&'static str, GateError> {
     let [frags, plain] = PROGRAMS;
@@ -368,6 +348,21 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, GateError> {
     program.try_into().map_err(|e: ProgramError| GateError::program(name, &e))
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, GateError> {
-    ebpf.take_map(name).ok_or(GateError::NoObject)?.try_into().map_err(|e| GateError::map(name, e))
+/// Hands the maps out in their types.
+struct Maps<F> {
+    take: F,
+    files: Vec<(&'static str, OwnedFd)>,
+}
+
+impl<F: FnMut(&'static str) -> Result<Map, GateError>> Maps<F> {
+    fn typed<T: TryFrom<Map, Error = MapError>>(&mut self, name: &'static str) -> Result<T, GateError> {
+        let map = (self.take)(name)?;
+        let (Map::Array(data) | Map::PerCpuArray(data) | Map::LpmTrie(data) | Map::RingBuf(data)) = &map
+        else {
+            return Err(GateError::map(name, MapError::InvalidMapType { map_type: 0 }));
+        };
+        let file = data.fd().as_fd().try_clone_to_owned().map_err(|e| GateError::io("holding a map", e))?;
+        self.files.push((name, file));
+        map.try_into().map_err(|e| GateError::map(name, e))
+    }
 }

@@ -15,11 +15,13 @@ mod attach;
 mod charter;
 mod config;
 mod counters;
+mod drops;
 mod error;
 mod gate;
 mod inner;
 mod interface;
 mod keeper;
+mod left;
 mod lines;
 mod local;
 mod maps;
@@ -31,6 +33,7 @@ mod remote;
 mod samples;
 mod serve;
 mod sizes;
+mod store;
 mod told;
 mod worker;
 
@@ -43,10 +46,12 @@ pub use gate::{Estate, Gate, monotonic};
 pub use inner::GateStatus;
 pub use interface::InterfaceStatus;
 pub use keeper::Keeper;
+pub use left::Left;
 pub use maps::{Outcome, Program};
 pub use policy::{MAX_TENANT, Policy, PolicyError, TenantPolicy};
 pub use remote::Remote;
 pub use serve::{Shed, ShedStatus, TenantSyns, VerdictCount, policy, start};
+pub use store::Store;
 
 /// The compiled XDP program, if this build has one.
 pub const OBJECT: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/xdp_object.rs"));

@@ -258,8 +258,10 @@ impl Shared {
         match self.lead(link) {
             Ok(()) => {
                 let was_away = self.state().away.take();
-                if let Some(why) = was_away {
-                    tracing::info!(keeper = %self.socket.display(), why, "XDP gate on again, at its keeper");
+                let keeper = self.socket.display();
+                match was_away {
+                    Some(why) => tracing::info!(%keeper, why, "XDP gate on again, at its keeper"),
+                    None => tracing::info!(%keeper, "in charge of the XDP gate again"),
                 }
             }
             Err(error) => {
@@ -349,9 +351,10 @@ impl Shared {
             }
             Ok(answer) => Some(answer),
             Err(error) => {
+                // The next keeper may have gone on with the gate before anybody misses it; if there is none, that is said.
+                tracing::debug!(%error, "the XDP gate's keeper has gone");
                 link.stream = None;
                 link.next = Instant::now();
-                self.away(&self.silent(error));
                 None
             }
         }

@@ -5,7 +5,7 @@ use mksgate_common::map::WAYS;
 use super::{error::GateError, lines::Destinations, policy::Plan};
 
 /// What the tables can hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sizes {
     pub tenants: u32,
     pub destinations: u32,

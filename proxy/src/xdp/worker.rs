@@ -9,7 +9,7 @@ use aya::maps::{MapData, RingBuf};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
-    attach::{Attachment, State},
+    attach::State,
     counters::DropEvent,
     error::InterfaceProblem,
     gate::{Shared, monotonic},
@@ -86,36 +86,25 @@ fn look_after(inner: &mut Inner) {
     if inner.holds {
         inner.take_back();
     }
-    let (id, mode) = (inner.program.id(), inner.config.mode);
-    let Inner { program, interfaces, .. } = &mut *inner;
-    for interface in interfaces.iter_mut().filter(|i| !i.given_up) {
-        match &interface.attachment {
-            Ok(attachment) => match attachment.state(id) {
-                State::Attached => {}
-                State::TakenOver => {
-                    tracing::info!(
-                        interface = interface.name,
-                        "a younger mksgate has taken the XDP gate over"
-                    );
-                    interface.given_up = true;
-                }
-                State::Gone => {
-                    tracing::warn!(
-                        interface = interface.name,
-                        "the interface has vanished, and its XDP gate with it"
-                    );
-                    interface.attachment = Err(InterfaceProblem::Missing);
-                }
-            },
-            Err(_) => {
-                let Ok(fd) = program.fd() else { continue };
-                if let Ok(attachment) = Attachment::new(fd, &interface.name, mode) {
-                    interface.attachment = Ok(attachment);
-                    interface.tell();
-                }
+    let id = inner.program.id();
+    for interface in inner.interfaces.iter_mut().filter(|i| !i.given_up) {
+        let Ok(attachment) = &interface.attachment else { continue };
+        match attachment.state(id) {
+            State::Attached => {}
+            State::TakenOver => {
+                tracing::info!(interface = interface.name, "a younger mksgate has taken the XDP gate over");
+                interface.given_up = true;
+            }
+            State::Gone => {
+                tracing::warn!(
+                    interface = interface.name,
+                    "the interface has vanished, and its XDP gate with it"
+                );
+                interface.attachment = Err(InterfaceProblem::Missing);
             }
         }
     }
+    inner.attach_missing();
     if inner.policy.wants_local() {
         follow_addresses(inner);
     }

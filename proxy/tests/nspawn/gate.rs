@@ -13,9 +13,10 @@ use super::{CONFIG, complaints, echoes, journal, open, property, property_of};
 
 /// The machine's interface that it is put on.
 const GATE: &str = "gate0";
+const KEEPER: &str = "mksgate-xdp.service";
 
-/// As the drop-in says: a crash of the keeper, an upgrade and a package leave it in place or
-/// bring it back, and the process at the network has no privilege for it.
+/// As the drop-in says: a crash of the keeper, its restart, an upgrade and a package leave it in place with all that it has
+/// counted, a stop takes it away, and the process at the network has no privilege for it.
 pub fn keeps_it(machine: &Machine, host: &Esxi) {
     if mksgate::xdp::OBJECT.is_none() {
         let why = "this build has no XDP program; `cargo xtask ebpf` builds it";
@@ -44,21 +45,27 @@ pub fn keeps_it(machine: &Machine, host: &Esxi) {
     let status = machine.ok("mksgate xdp status");
     assert!(status.contains(GATE) && status.contains("native"), "{status}");
     assert_eq!(capabilities(machine, "mksgate.service"), 1 << 12, "CAP_NET_ADMIN alone");
-    assert_eq!(capabilities(machine, "mksgate-xdp.service"), 1 << 12 | 1 << 38 | 1 << 39);
+    assert_eq!(capabilities(machine, KEEPER), 1 << 12 | 1 << 38 | 1 << 39);
     let mut console = from_the_world();
     let seen = passed(machine);
     assert!(seen > 0, "it came by the gate");
 
-    let keeper = property_of(machine, "mksgate-xdp.service", "MainPID");
-    machine.ok("systemctl kill -s KILL mksgate-xdp");
-    machine.ok(&format!(
-        "while :; do pid=$(systemctl show -P MainPID mksgate-xdp); [ $pid = {keeper} ] || [ $pid = 0 ] || break; done"
-    ));
-    is_on(machine);
-    echoes(&mut console, b"over the keeper's death");
-    drop(from_the_world());
-    assert!(passed(machine) > 0, "the new keeper's gate counts");
-    assert!(journal(machine).contains("XDP gate on again"), "{}", journal(machine));
+    // systemd keeps what the keeper had, and the next one goes on with it: nobody is without.
+    let (ours, off) = (program(machine), journal(machine).matches("XDP gate off").count());
+    for (end, how) in [("kill -s KILL", "killed"), ("restart", "restarted")] {
+        let (seen, keeper) = (passed(machine), property_of(machine, KEEPER, "MainPID"));
+        machine.ok(&format!("systemctl {end} {KEEPER}"));
+        assert_eq!(on_the_interface(), Some(ours), "{how}: with a keeper or without");
+        another_keeper(machine, &keeper);
+        is_on(machine);
+        assert_eq!((on_the_interface(), program(machine)), (Some(ours), ours), "{how}");
+        drop(from_the_world());
+        assert!(passed(machine) > seen, "{how}: its counters go on");
+        echoes(&mut console, how.as_bytes());
+    }
+    let said = machine.ok(&format!("journalctl --sync; journalctl -u {KEEPER} --no-pager"));
+    assert_eq!(said.matches("goes on with the XDP gate of the keeper before").count(), 2, "{said}");
+    assert_eq!(journal(machine).matches("XDP gate off").count(), off, "{}", journal(machine));
 
     let (program, seen, pid) = (program(machine), passed(machine), property(machine, "MainPID"));
     machine.ok("mksgate upgrade");
@@ -69,20 +76,39 @@ pub fn keeps_it(machine: &Machine, host: &Esxi) {
     drop(from_the_world());
     assert!(passed(machine) > seen, "its counters go on");
 
-    let keeper = property_of(machine, "mksgate-xdp.service", "MainPID");
+    let (seen, keeper) = (passed(machine), property_of(machine, KEEPER, "MainPID"));
     machine.ok("dpkg -i /root/mksgate-dev.deb");
-    assert_ne!(
-        property_of(machine, "mksgate-xdp.service", "MainPID"),
-        keeper,
-        "the keeper is the new package's"
-    );
+    assert_ne!(property_of(machine, KEEPER, "MainPID"), keeper, "the keeper is the new package's");
     is_on(machine);
+    assert!(passed(machine) >= seen, "its counters go on");
     echoes(&mut console, b"over a package");
+
+    // Stopped, it is gone, and nothing is kept for anybody.
+    machine.ok(&format!("systemctl stop {KEEPER}"));
+    assert_eq!(on_the_interface(), None);
+    echoes(&mut console, b"without the gate");
+    machine.ok(&format!("systemctl start {KEEPER}"));
+    is_on(machine);
     drop(console);
 
     machine.ok(&format!("cp /root/good.toml {CONFIG}; rm -r /etc/systemd/system/mksgate.service.d"));
     machine.ok("systemctl daemon-reload; systemctl stop mksgate-xdp; systemctl restart mksgate");
     assert!(complaints(machine).iter().all(|line| line.contains("self-signed")), "{:?}", complaints(machine));
+}
+
+/// Waits until the keeper is another process than that.
+fn another_keeper(machine: &Machine, old: &str) {
+    machine.ok(&format!(
+        "while :; do pid=$(systemctl show -P MainPID {KEEPER}); [ $pid = {old} ] || [ $pid = 0 ] || break; done"
+    ));
+}
+
+/// The program's id, by what `ip` says; this thread is in the machine's network.
+fn on_the_interface() -> Option<u64> {
+    let shown = Command::new("ip").args(["-details", "link", "show", "dev", GATE]).output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    let mut words = shown.split_whitespace().skip_while(|word| !word.starts_with("prog/xdp")).skip(2);
+    words.next().map(|id| id.parse().unwrap())
 }
 
 /// Waits until the gate is attached.

@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 
 use mksgate_bench::netns::Namespace;
 use tempfile::TempDir;
@@ -20,6 +20,7 @@ use super::site::{Site, host, setup};
 pub struct Keeper {
     child: Child,
     said: mpsc::Receiver<String>,
+    before: Mutex<Vec<String>>,
 }
 
 /// Where keepers listen, one after the other.
@@ -41,33 +42,38 @@ impl Place {
 
     /// A keeper in that network, with the capabilities of its unit and no others.
     pub fn start(&self, inside: &Namespace, more: &[&str]) -> Keeper {
+        Keeper::of(self.command(more), inside)
+    }
+
+    /// How it is started.
+    pub fn command(&self, more: &[&str]) -> Command {
         let only = "-all,+bpf,+perfmon,+net_admin";
         let mut command = Command::new("setpriv");
         command.args(["--bounding-set", only, "--inh-caps", "-all"]);
         command.arg(env!("CARGO_BIN_EXE_mksgate")).args(["xdp", "keep", "--user", "root", "--socket"]);
+        command.arg(self.socket()).arg("--config").arg(self.config()).args(more);
         command
-            .arg(self.socket())
-            .arg("--config")
-            .arg(self.config())
-            .args(more)
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped());
+    }
+}
+
+impl Keeper {
+    /// The process that this command starts there, once it serves.
+    pub fn of(mut command: Command, inside: &Namespace) -> Keeper {
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
         let mut child = inside.run(|| command.spawn()).unwrap();
         let (sender, said) = mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         std::thread::spawn(move || {
             stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
-        let keeper = Keeper { child, said };
+        let keeper = Keeper { child, said, before: Mutex::default() };
         keeper.says("no proxy yet");
         keeper
     }
-}
 
-impl Keeper {
     /// Waits for a line of its log.
     pub fn says(&self, part: &str) -> String {
-        let mut before = Vec::new();
+        let mut before = self.before.lock().unwrap();
         loop {
             match self.said.recv_timeout(PATIENCE) {
                 Ok(line) if line.contains(part) => return line,
@@ -75,6 +81,11 @@ impl Keeper {
                 Err(error) => panic!("{part}: {error}\n{}", before.join("\n")),
             }
         }
+    }
+
+    /// It has said so before what was waited for last.
+    pub fn has_said(&self, part: &str) -> bool {
+        self.before.lock().unwrap().iter().any(|line| line.contains(part))
     }
 
     /// Ends it as a crash does.
@@ -110,8 +121,18 @@ pub fn unprivileged() -> Command {
 
 /// A keeper and an appliance that lacks the privileges; `None`, with a printed reason, where there can be no gate.
 pub fn start(place: &Place, xdp: &str, tenants: &str, more: &[&str]) -> Option<(Keeper, Site)> {
+    start_by(place, xdp, tenants, |inside| place.start(inside, more))
+}
+
+/// The same with a keeper that starts in another way.
+pub fn start_by(
+    place: &Place,
+    xdp: &str,
+    tenants: &str,
+    keeper: impl FnOnce(&Namespace) -> Keeper,
+) -> Option<(Keeper, Site)> {
     let wire = Wire::new()?;
-    let keeper = place.start(&wire.inside, more);
+    let keeper = keeper(&wire.inside);
     let (appliance, host) = wire.inside.run(|| (kept(place, xdp, tenants).start_by(unprivileged()), host()));
     Some((keeper, Site { appliance, host, wire }))
 }
