@@ -20,6 +20,7 @@ pub mod session;
 mod sys;
 pub mod ticket;
 pub mod tls;
+mod trouble;
 pub mod upgrade;
 pub mod wire;
 pub mod xdp;

@@ -26,7 +26,16 @@ fn configuration_keys_certificate_and_audit_fail_and_are_repaired() {
     fs::create_dir(dir.join("trail")).unwrap();
     assert_eq!(asks(&config, &[], "audit", "trail"), ["ok"]);
 
+    let journal = dir.join("tickets.journal");
+    fs::write(&journal, "something else\n").unwrap();
+    assert_eq!(asks(&config, &[], "ticket journal", "cannot be used"), ["warn"]);
+    fs::remove_file(&journal).unwrap();
+    assert_eq!(asks(&config, &[], "ticket journal", "MiB free"), ["ok"], "it is made when it is needed");
+
     let good = fs::read_to_string(&config).unwrap();
+    let off = good.replace("keys = \"keys\"", "keys = \"keys\"\njournal = \"off\"");
+    fs::write(&config, off).unwrap();
+    assert_eq!(asks(&config, &[], "ticket journal", "off"), ["warn"]);
     fs::write(&config, good.replace("max_sessions", "max_sesions")).unwrap();
     assert_eq!(asks(&config, &[], "configuration", "max_sesions"), ["fail"]);
     fs::write(&config, &good[..good.find("[tenants.acme]").unwrap()]).unwrap();

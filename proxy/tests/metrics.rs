@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mksgate::audit::Audit;
 use mksgate::backend::Hosts;
@@ -13,6 +13,8 @@ use mksgate::backend::vcenter::config::VcenterFile;
 use mksgate::backend::vcenter::{self, Vcenters};
 use mksgate::metrics::{Door, EngineSample, Metrics, ModeBytes, Stage, TicketSample};
 use mksgate::session::CloseReason;
+use mksgate::ticket::journal::Start;
+use mksgate::ticket::{KeyRing, TicketPolicy, Tickets, create_key_file};
 use mksgate::tls::Policy;
 
 const DOCS: &str = include_str!("../../docs/metrics.md");
@@ -26,6 +28,12 @@ fn busy() -> Arc<Metrics> {
         vec![EngineSample { flows: 3, bytes, pipes_in_use: 2, ..Default::default() }; 2]
     });
     metrics.add_tickets(|| TicketSample { tracked: 5, capacity: 100, ..Default::default() });
+    let dir = tempfile::tempdir().unwrap();
+    create_key_file(&dir.path().join("keys"), None, SystemTime::now()).unwrap();
+    let keys = KeyRing::load(&dir.path().join("keys")).unwrap();
+    let tickets = Tickets::new(TicketPolicy::default(), keys);
+    tickets.keep_journal(&dir.path().join("journal"), Start::of_this_process(false)).unwrap();
+    metrics.add_source(move |out| tickets.sample_journal(out));
     let audit = Audit::open(None, false).unwrap();
     metrics.add_source(move |out| audit.sample(out));
     let settings = vcenter::config::check(&VcenterFile::default(), BTreeMap::new(), |path| path).unwrap();

@@ -50,6 +50,7 @@ fn the_package_makes_a_service_and_takes_it_away_again() {
         ("reloads", reloads),
         ("sockets lead to sessions", sockets_lead_to_sessions),
         ("outlives a kill", outlives_a_kill),
+        ("remembers tickets", remembers_tickets),
         ("outlives a stuck thread", outlives_a_stuck_thread),
         ("credentials", credentials),
         ("bad input", bad_input),
@@ -228,6 +229,36 @@ fn outlives_a_kill(machine: &Machine, host: &Esxi) {
     assert!(matches!(old.read(&mut [0]), Ok(0) | Err(_)), "consoles of the dead process end");
     assert_ne!(property(machine, "MainPID"), pid);
     assert_ne!(property(machine, "NRestarts"), restarts);
+}
+
+/// However the service ends, a used ticket stays used and a revoked one revoked.
+fn remembers_tickets(machine: &Machine, host: &Esxi) {
+    let [used, revoked] = [(); 2].map(|()| ticket(machine, host));
+    let to = |ticket: &str| client::open(client::authd(AUTHD.parse().unwrap()), ticket, VM);
+    drop(to(&used).unwrap());
+    drop(to(&revoked).unwrap());
+    let name = |ticket: &str| {
+        let opened = machine.ok(&format!("runuser -u mksgate -- mksgate ticket open '{ticket}' 2>/dev/null"));
+        let jti = opened.split('"').find(|word| word.starts_with("jti-"));
+        jti.unwrap_or_else(|| panic!("{opened}")).to_owned()
+    };
+    machine.ok(&format!("mksgate ticket revoke {}", name(&revoked)));
+    let file = "/run/mksgate/tickets.journal";
+    assert_eq!(machine.ok(&format!("stat -c '%U %G %a' {file}")).trim(), "mksgate mksgate 600");
+    let pid = || property(machine, "MainPID");
+    let killed = |pid: String| format!("kill -9 {pid}; while kill -0 {pid} 2>/dev/null; do :; done");
+    let ends: [&dyn Fn() -> String; 3] = [&|| "systemctl restart mksgate".into(), &|| killed(pid()), &|| {
+        "systemctl stop mksgate && systemctl start mksgate".into()
+    }];
+    for end in ends {
+        let end = end();
+        machine.ok(&end);
+        assert!(to(&revoked).unwrap_err().starts_with("530"), "{end}");
+        drop(to(&used).unwrap());
+        assert!(machine.ok(&format!("cat {file}")).contains(&name(&used)), "{end}");
+    }
+    // So many starts in a minute are no fault.
+    machine.ok("systemctl reset-failed mksgate");
 }
 
 /// A flow thread that stands still, while all others go on, costs the process its life: the watchdog starves.
@@ -423,6 +454,7 @@ fn purged(machine: &Machine) {
     machine.ok("dpkg --purge mksgate");
     let left = machine.ok("find / -xdev \\( -path /proc -o -path /sys -o -path /tmp \\) -prune -o -name '*mksgate*' ! -name mksgate-dev.deb -print");
     assert_eq!(left, "");
+    assert!(!machine.inside("/run/mksgate").exists(), "nor the tickets' journal");
     assert_eq!(machine.ok("getent passwd mksgate; getent group mksgate; true"), "");
     assert_eq!(
         machine.ok("systemctl list-unit-files 'mksgate*' --no-legend; systemctl --failed --no-legend"),

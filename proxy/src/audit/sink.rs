@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::record::Record;
+use crate::trouble::Trouble;
 
-/// How often a sink that fails says so, and is opened again.
-const SAY_EVERY: Duration = Duration::from_secs(60);
+/// How often a sink that fails is opened again.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// How long the journal may stall the writer.
 const JOURNAL_PATIENCE: Duration = Duration::from_millis(500);
@@ -33,13 +33,6 @@ pub(super) struct JournalSink {
     trouble: Trouble,
 }
 
-/// Says that records are lost: at once, then each minute, then that it is over.
-#[derive(Default)]
-struct Trouble {
-    lost: u64,
-    said: Option<Instant>,
-}
-
 impl FileSink {
     pub(super) fn new(path: PathBuf) -> Self {
         Self { path, file: None, tried: None, torn: false, trouble: Trouble::default() }
@@ -50,7 +43,7 @@ impl FileSink {
         self.file = None;
         self.tried = None;
         if let Err(error) = self.open() {
-            self.trouble.say(&self.path, &error, 0);
+            say(&mut self.trouble, &self.path, &error, 0);
         }
     }
 
@@ -112,7 +105,7 @@ impl FileSink {
         }
         match self.append(text.as_bytes()) {
             Ok(()) => {
-                self.trouble.over(&self.path);
+                over(&mut self.trouble, &self.path);
                 0
             }
             Err((done, error)) => {
@@ -120,7 +113,7 @@ impl FileSink {
                     text.as_bytes()[..done].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
                 self.cut(done - whole);
                 let lost = batch.len() - text[..whole].matches('\n').count();
-                self.trouble.say(&self.path, &error, lost as u64);
+                say(&mut self.trouble, &self.path, &error, lost as u64);
                 lost
             }
         }
@@ -157,10 +150,10 @@ impl JournalSink {
         let mut lost = 0;
         for (line, record) in batch {
             match self.send(&journal_entry(line, record)) {
-                Ok(()) => self.trouble.over(&self.path),
+                Ok(()) => over(&mut self.trouble, &self.path),
                 Err(error) => {
                     lost += 1;
-                    self.trouble.say(&self.path, &error, 1);
+                    say(&mut self.trouble, &self.path, &error, 1);
                 }
             }
         }
@@ -168,24 +161,18 @@ impl JournalSink {
     }
 }
 
-impl Trouble {
-    fn say(&mut self, path: &Path, error: &io::Error, lost: u64) {
-        self.lost += lost;
-        let now = Instant::now();
-        if self.said.is_none_or(|said| now.duration_since(said) >= SAY_EVERY) {
-            self.said = Some(now);
-            tracing::error!(
-                path = %path.display(), %error, lost = self.lost,
-                "audit records are lost; consoles go on; make the path writable and give it space"
-            );
-        }
+fn say(trouble: &mut Trouble, path: &Path, error: &io::Error, lost: u64) {
+    if let Some(lost) = trouble.say(lost) {
+        tracing::error!(
+            path = %path.display(), %error, lost,
+            "audit records are lost; consoles go on; make the path writable and give it space"
+        );
     }
+}
 
-    fn over(&mut self, path: &Path) {
-        if self.said.take().is_some() {
-            tracing::warn!(path = %path.display(), lost = self.lost, "audit records are written again");
-            self.lost = 0;
-        }
+fn over(trouble: &mut Trouble, path: &Path) {
+    if let Some(lost) = trouble.over() {
+        tracing::warn!(path = %path.display(), lost, "audit records are written again");
     }
 }
 

@@ -25,6 +25,7 @@ use crate::gate::{Gate, Ports};
 use crate::metrics::{Door, EngineSample, Metrics, ModeBytes, Stage, TicketSample};
 use crate::sdk::SdkSessions;
 use crate::session::Registry;
+use crate::ticket::journal::Start;
 use crate::ticket::{KeyRing, Tickets};
 use crate::tls::{self, Presented, certificate};
 use crate::upgrade::{self, Inheritance, Succession};
@@ -89,6 +90,10 @@ fn build(config: Config, listeners: &[Listener], elder: Option<&Inheritance>) ->
         tracing::warn!(why, "io_uring is refused; epoll takes over");
     }
     let tickets = Arc::new(Tickets::new(config.tickets.policy.clone(), keys));
+    // An heir does once everything was given to it.
+    if let (Some(path), None) = (&config.tickets.journal, elder) {
+        tickets.keep_journal(path, Start::of_this_process(false))?;
+    }
     let audit = Audit::open(config.audit.file.as_deref(), config.audit.journal)?;
     export(&metrics, &engines, &tickets, &audit);
     let vcenters = Vcenters::new(config.vcenter.clone(), provider.clone());
@@ -160,7 +165,8 @@ fn start_xdp(
 fn export(metrics: &Metrics, engines: &Engines, tickets: &Arc<Tickets>, audit: &Arc<Audit>) {
     let stats = engines.stats();
     metrics.add_engines(engines.driver(), move || stats.iter().map(|s| sample(s)).collect());
-    let tickets = tickets.clone();
+    let (tickets, journal) = (tickets.clone(), tickets.clone());
+    metrics.add_source(move |out| journal.sample_journal(out));
     metrics.add_tickets(move || {
         let stats = tickets.stats();
         TicketSample {

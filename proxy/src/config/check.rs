@@ -97,7 +97,7 @@ pub(super) fn parse(path: &Path, text: &str, numbers: &BTreeMap<String, u32>) ->
             certificate: context.file(file.tls.certificate),
             key: context.file(file.tls.key),
         },
-        tickets: tickets(&context, file.tickets)?,
+        tickets: tickets(&context, file.tickets, &file.admin.socket)?,
         limits,
         deadlines,
         web: web(&context, file.web)?,
@@ -144,8 +144,9 @@ fn listen(context: &Context<'_>, file: &ListenFile) -> Result<Listen, ConfigErro
     Ok(listen)
 }
 
-fn tickets(context: &Context<'_>, file: TicketsFile) -> Result<Tickets, ConfigError> {
+fn tickets(context: &Context<'_>, file: TicketsFile, admin: &Path) -> Result<Tickets, ConfigError> {
     Ok(Tickets {
+        journal: place::journal(context, file.journal, admin),
         keys: context.file(file.keys),
         policy: TicketPolicy {
             issuer: file.issuer,

@@ -113,6 +113,7 @@ pub(super) struct TicketsFile {
     pub(super) max_tracked: usize,
     #[serde(default = "yes")]
     pub(super) bind_source: bool,
+    pub(super) journal: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]

@@ -97,6 +97,8 @@ pub struct Tickets {
     pub keys: PathBuf,
     /// The rules.
     pub policy: TicketPolicy,
+    /// Where used tickets outlive a restart; `None`: nowhere.
+    pub journal: Option<PathBuf>,
 }
 
 /// Limits before a tenant is known.

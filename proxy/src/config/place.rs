@@ -1,6 +1,7 @@
 //! Where the operator's side listens, and by which names it and the consoles are called.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use super::check::Context;
 use super::file::AdminFile;
@@ -16,6 +17,12 @@ pub(super) fn admin(context: &Context<'_>, file: AdminFile) -> Result<Admin, Con
         metrics: file.metrics.map(|address| loopback(context, &address)).transpose()?,
         metrics_names: file.metrics_names.into_iter().map(name).collect::<Result<_, _>>()?,
     })
+}
+
+/// `tickets.journal`: beside the admin socket, whose directory is the running service's own, where it is not named.
+pub(super) fn journal(context: &Context<'_>, named: Option<PathBuf>, admin: &Path) -> Option<PathBuf> {
+    let path = named.unwrap_or_else(|| admin.with_file_name("tickets.journal"));
+    (path != Path::new("off")).then(|| context.file(path))
 }
 
 /// `console_address`.

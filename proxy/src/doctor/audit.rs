@@ -13,10 +13,10 @@ const CHECK: &str = "audit";
 const LITTLE: u64 = 1 << 30;
 
 /// The disk under the file.
-struct Disk {
-    writable: bool,
-    read_only: bool,
-    free: u64,
+pub(super) struct Disk {
+    pub(super) writable: bool,
+    pub(super) read_only: bool,
+    pub(super) free: u64,
 }
 
 pub(super) fn examine(config: &Config) -> Vec<Finding> {
@@ -29,7 +29,7 @@ pub(super) fn examine(config: &Config) -> Vec<Finding> {
     vec![judge(file, probe(file))]
 }
 
-fn probe(file: &Path) -> Option<Disk> {
+pub(super) fn probe(file: &Path) -> Option<Disk> {
     let directory = file.parent()?;
     let disk = statvfs(directory).ok()?;
     let at = if file.exists() { file } else { directory };

@@ -7,6 +7,7 @@ mod certificate;
 mod clock;
 mod config;
 mod doors;
+mod journal;
 mod kernel;
 mod keys;
 mod limits;
@@ -118,6 +119,7 @@ pub fn examine(options: &Options) -> Vec<Finding> {
             let mut files = vec![keys::examine(&config.tickets.keys)];
             files.extend(certificate::examine(config, SystemTime::now()));
             files.extend(audit::examine(config));
+            files.push(journal::examine(config));
             let sees = user::sees_as(account.as_ref());
             findings.extend(
                 files.into_iter().map(|finding| if sees { finding } else { finding.seen_by_a_stranger() }),

@@ -3,6 +3,8 @@
 //! ```text
 //! sealed text ─ jwe ─► claims ─ policy ─► times, issuer ─ table ─► use ─► Permit
 //!               keys                      revocations
+//!                                           │
+//!                                        journal
 //! ```
 //!
 //! [`Permit`] has no public constructor: [`Tickets::open`] is the only place that makes one (invariant 1). Nothing here
@@ -10,11 +12,13 @@
 
 mod claims;
 mod error;
+pub mod journal;
 mod jwe;
 mod keys;
 mod permit;
 mod policy;
 mod revocation;
+mod state;
 mod table;
 mod tickets;
 

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -58,10 +59,13 @@ pub(super) struct Granted {
     pub(super) first: bool,
 }
 
+/// When an entry may be forgotten, and its jti.
+pub(super) type Place = (Duration, Arc<str>);
+
 #[derive(Debug, Default)]
 pub(super) struct Table {
     entries: HashMap<Arc<str>, Entry>,
-    by_end: BTreeSet<(Duration, Arc<str>)>,
+    by_end: BTreeSet<Place>,
     /// The youngest `iat` among the tickets that were used and forgotten. An unknown ticket that is not younger may be one of
     /// them. Under an unchanged policy such a ticket is too old for a first use anyway.
     pub(super) forgotten: Option<Duration>,
@@ -78,7 +82,7 @@ impl Table {
         while self.by_end.first().is_some_and(|(end, _)| *end < now) {
             let Some((_, jti)) = self.by_end.pop_first() else { return };
             if let Some(entry) = self.entries.remove(&jti) {
-                self.forgotten = self.forgotten.max(Some(Duration::from_secs(entry.iat)));
+                self.forgotten = self.forgotten.max(Some(entry.iat()));
             }
         }
     }
@@ -161,6 +165,18 @@ impl Table {
         live.filter(|(_, n)| *n > 0).collect()
     }
 
+    /// A used ticket.
+    pub(super) fn get(&self, jti: &str) -> Option<&Entry> {
+        self.entries.get(jti)
+    }
+
+    /// Those behind `last`, in the order in which they will be forgotten, each with its place.
+    pub(super) fn after(&self, last: Option<&Place>) -> impl Iterator<Item = (&Place, &Entry)> {
+        let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let places = self.by_end.range((from, Bound::Unbounded));
+        places.filter_map(|place| Some((place, self.entries.get(&place.1)?)))
+    }
+
     pub(super) fn export(&self) -> Vec<(Box<str>, Entry)> {
         self.entries.iter().map(|(jti, entry)| (Box::from(&**jti), entry.clone())).collect()
     }
@@ -183,6 +199,11 @@ impl Table {
 }
 
 impl Entry {
+    /// When it was minted.
+    pub(super) fn iat(&self) -> Duration {
+        Duration::from_secs(self.iat)
+    }
+
     fn again(
         &mut self,
         policy: &TicketPolicy,

@@ -111,6 +111,7 @@ impl Candidate {
     /// Gives it everything that counts. From now on nothing here opens a ticket; [`Candidate::abandon`] takes that back.
     pub(crate) fn entrust(&mut self, gate: &Arc<Gate>) -> Result<(), UpgradeError> {
         let elders = gate.succession.elders.pass_on().ok_or(UpgradeError::Busy)?;
+        gate.tickets.hold_journal(true);
         let heir = Arc::new(Heir::new(self.channel.clone()));
         self.heir = Some(heir.clone());
         let state = gate.succession.become_elder(heir, || state(gate, elders.len()));
@@ -136,6 +137,7 @@ impl Candidate {
         match heir.follow(gate) {
             Ok(threads) => {
                 gate.succession.elders.forget();
+                gate.tickets.leave_journal();
                 let _ = self.child.wait();
                 Ok(Given { heir, threads: Mutex::new(threads) })
             }
@@ -149,6 +151,7 @@ impl Candidate {
             gate.succession.set_heir(None);
             heir.give_up(gate);
             gate.succession.elders.hear_again(gate);
+            gate.tickets.hold_journal(false);
         }
         end(&mut self.child);
     }

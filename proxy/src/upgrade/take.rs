@@ -19,6 +19,7 @@ use crate::front::Listener;
 use crate::gate::Gate;
 use crate::metrics::Door;
 use crate::sys;
+use crate::ticket::journal::Start;
 use crate::xdp::monotonic;
 
 /// What the process before this one gives.
@@ -115,6 +116,9 @@ impl Inheritance {
         let elders = self.import(gate, *state)?;
         self.channel.send(&ToElder::Took, &[], &[])?;
         let ToHeir::Yours = hear(&self.channel)?.head else { return Err(UpgradeError::Unexpected) };
+        if let Some(path) = &gate.config.load().tickets.journal {
+            gate.tickets.keep_journal(path, Start::of_this_process(true)).map_err(io::Error::other)?;
+        }
         for elder in elders {
             gate.succession.elders.hear(gate, elder)?;
         }

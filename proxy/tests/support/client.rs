@@ -179,7 +179,11 @@ pub fn plain_line(tcp: &mut TcpStream) -> io::Result<String> {
 
 /// To the dialogue through TCP 902.
 pub fn authd(address: SocketAddr) -> Tls {
-    let mut tcp = connect(address);
+    authd_on(connect(address))
+}
+
+/// The same on a connection that was made in its own way.
+pub fn authd_on(mut tcp: TcpStream) -> Tls {
     let banner = plain_line(&mut tcp).unwrap();
     assert!(
         banner.starts_with("220 VMware Authentication Daemon") && banner.contains("SSL Required"),
