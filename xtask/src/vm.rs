@@ -29,7 +29,7 @@ const MODULES: [&str; 12] = [
     "veth",
 ];
 /// Test binaries, what of them is left out because emulation takes too long for it, and what is enough for `--quick`.
-const TESTS: [(&str, &str, &[&str]); 4] = [
+const TESTS: [(&str, &str, &[&str]); 5] = [
     (
         "xdp_program",
         "a_hundred_thousand_packets",
@@ -49,6 +49,11 @@ const TESTS: [(&str, &str, &[&str]); 4] = [
         "xdp_keeper",
         "upgrade",
         &["a_full_tenant_gets_a_reset_or_silence_and_the_appliance_has_no_privilege_for_it"],
+    ),
+    (
+        "xdp_keeper_store",
+        "another_build",
+        &["a_killed_keeper_costs_neither_the_gate_nor_its_counters_sources_or_limit"],
     ),
 ];
 /// The machine says so when every test has passed.
