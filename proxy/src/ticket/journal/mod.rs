@@ -162,11 +162,15 @@ impl Journal {
     }
 
     fn say(&mut self, lost: u64, why: &dyn std::fmt::Display) {
-        if let Some(lost) = self.trouble.say(lost) {
+        let Some(lost) = self.trouble.say(lost) else { return };
+        let (path, error) = (self.path.display(), why);
+        if self.behind {
             tracing::error!(
-                path = %self.path.display(), error = %why, lost,
+                %path, %error, lost,
                 "ticket uses are not in the journal: a crash now would forget them; consoles go on"
             );
+        } else {
+            tracing::error!(%path, %error, "the ticket journal is whole, but cannot be written anew, so it grows");
         }
     }
 
