@@ -86,7 +86,7 @@ const NEEDS: &[Need] = &[
     Need {
         what: "ip and ss",
         why: "network namespaces of the tests",
-        jobs: &[Job::Test],
+        jobs: &[Job::Test, Job::Bench],
         found: || find("ip").is_some() && find("ss").is_some(),
         from: Source::Apt(&["iproute2"]),
     },
@@ -253,6 +253,13 @@ const NEEDS: &[Need] = &[
         jobs: &[Job::Bench],
         found: || find("websockify").is_some(),
         from: Source::Apt(&["websockify"]),
+    },
+    Need {
+        what: "nft",
+        why: "rules of the XDP gate's policy, measured beside it",
+        jobs: &[Job::Bench],
+        found: || find("nft").is_some(),
+        from: Source::Apt(&["nftables"]),
     },
     Need {
         what: "valgrind",
